@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One benchmark for every kernel of the C kernel list, through the functions the kernel tests use."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call to be timed; `work` of it counted in `unit` (1e9 a second are reported)."""
+
+    label: str
+    call: Callable[[], object]
+    work: float
+    unit: str  # "FLOP" or "B"
+
+
+Bench = Callable[[Any, str], list[Case]]
+
+# name in the kernel list -> function of (testing module, ISA name)
+KERNEL_BENCHES: dict[str, Bench] = {}
+
+# Elements: three float arrays of the first fit any L1 data cache; of the second they fit no L2.
+SIZES = {"L1": 2048, "memory": 1 << 22}
+INFINITE = math.inf
+
+
+def kernel_bench(function: Bench) -> Bench:
+    """Registers `bench_<kernel>` under the kernel's name."""
+    KERNEL_BENCHES[function.__name__.removeprefix("bench_")] = function
+    return function
+
+
+def normal(*shape: int) -> NDArray[np.float32]:
+    """On a cache line, as the package's own buffers are."""
+    size = math.prod(shape)
+    raw = np.empty(size * 4 + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    values = raw[start:start + size * 4].view(np.float32).reshape(shape)
+    np.random.default_rng(1).standard_normal(out=values, dtype=np.float32)
+    return values
+
+
+def streaming(call: Callable[..., object], arrays: dict[str, Callable[[int], Any]], *rest: Any) -> list[Case]:
+    """call(*arrays, *rest) at each size; bytes counted once for every array read or written."""
+    cases = []
+    for label, n in SIZES.items():
+        made = [make(n) for make in arrays.values()]
+        cases.append(Case(f"{label}, n={n}", lambda made=made: call(*made, *rest),
+                          sum(array.nbytes for array in made), "B"))
+    return cases
+
+
+@kernel_bench
+def bench_unary(testing: Any, isa: str) -> list[Case]:
+    cases = []
+    n = SIZES["L1"]
+    y, x = normal(n), normal(n)
+    for kind in ("relu", "leaky_relu", "sigmoid", "hardswish", "silu", "gelu", "gelu_tanh"):
+        cases.append(Case(f"{kind}, L1, n={n}", lambda kind=kind: testing.unary(isa, kind, 0.1, 1.0, y, x),
+                          y.nbytes + x.nbytes, "B"))
+    return cases
+
+
+@kernel_bench
+def bench_affine(testing: Any, isa: str) -> list[Case]:
+    return streaming(lambda y, x: testing.affine(isa, y, x, 1.5, -0.5), {"y": normal, "x": normal})
+
+
+@kernel_bench
+def bench_add(testing: Any, isa: str) -> list[Case]:
+    return streaming(lambda y, x, z: testing.add(isa, y, x, z, 1.0), {"y": normal, "x": normal, "z": normal})
+
+
+@kernel_bench
+def bench_mul(testing: Any, isa: str) -> list[Case]:
+    return streaming(lambda y, x, z: testing.mul(isa, y, x, z), {"y": normal, "x": normal, "z": normal})
+
+
+@kernel_bench
+def bench_max_into(testing: Any, isa: str) -> list[Case]:
+    return _into(testing.max_into, isa)
+
+
+@kernel_bench
+def bench_add_into(testing: Any, isa: str) -> list[Case]:
+    return _into(testing.add_into, isa)
+
+
+def _into(kernel: Callable[..., object], isa: str) -> list[Case]:
+    """Step 2 is what pooling with stride 2 does."""
+    cases = []
+    n = SIZES["L1"]
+    for step in (1, 2):
+        y, x = np.zeros(n, np.float32), normal(n * step)
+        cases.append(Case(f"L1, n={n}, step {step}", lambda y=y, x=x, step=step: kernel(isa, y, x, step),
+                          2 * y.nbytes, "B"))
+    return cases
+
+
+def half(n: int) -> NDArray[np.float16]:
+    return normal(n).astype(np.float16)
+
+
+@kernel_bench
+def bench_widen_f16(testing: Any, isa: str) -> list[Case]:
+    return streaming(lambda y, x: testing.widen_f16(isa, y, x), {"y": normal, "x": half})
+
+
+@kernel_bench
+def bench_narrow_f16(testing: Any, isa: str) -> list[Case]:
+    return streaming(lambda y, x: testing.narrow_f16(isa, y, x), {"y": half, "x": normal})
+
+
+@kernel_bench
+def bench_conv_dw(testing: Any, isa: str) -> list[Case]:
+    cases = []
+    for label, size, k, stride, dilation in (
+        ("3x3 56x56", (1, 56, 56), (1, 3, 3), 1, 1), ("3x3 s2 112x112", (1, 112, 112), (1, 3, 3), 2, 1),
+        ("5x5 14x14", (1, 14, 14), (1, 5, 5), 1, 1), ("7x7 56x56", (1, 56, 56), (1, 7, 7), 1, 1),
+        ("3 d64 1-D 3199", (1, 1, 3199), (1, 1, 3), 1, 64), ("3x3x3 8x56x56", (8, 56, 56), (3, 3, 3), 1, 1),
+    ):
+        # An axis of size 1 has neither stride nor padding.
+        strides = tuple(stride if taps > 1 else 1 for taps in k)
+        dilations = tuple(dilation if taps > 1 else 1 for taps in k)
+        padding = tuple(d * (taps - 1) // 2 for taps, d in zip(k, dilations, strict=True))
+        out = tuple((i + 2 * p - d * (taps - 1) - 1) // s + 1 for i, p, d, taps, s in zip(
+            size, padding, dilations, k, strides, strict=True))
+        x, w, y = normal(*size), normal(*k), normal(*out)
+        arguments = (isa, y, x, w, None, 0.5, -INFINITE, INFINITE, strides, padding, dilations,
+                     (0, out[0]), (0, out[1]))
+        pairs = math.prod(
+            sum(0 <= o * s - p + t * d < i for o in range(n) for t in range(taps))
+            for n, s, p, d, i, taps in zip(out, strides, padding, dilations, size, k, strict=True))
+        cases.append(Case(f"{label}", lambda arguments=arguments: testing.conv_dw(*arguments),
+                          2 * pairs, "FLOP"))
+    return cases
+
+
+@kernel_bench
+def bench_conv_oc(testing: Any, isa: str) -> list[Case]:
+    """The largest tile on a 3x3 and a 1x1 layer whose chunk of weights fits L1."""
+    size = testing.tile_sizes(isa)
+    np_, nv, vw = size["oc_np"], size["oc_nv"], size["oc_nv"] * size["lanes"]
+    cases = []
+    for label, ic, taps in (("3x3", 16, 9), ("1x1", 128, 1)):
+        row = np_ + 2
+        x, w, y = normal(ic * 3 * row), normal(ic * taps * vw), normal(vw * np_)
+        pixels = np.arange(np_, dtype=np.int64)
+        tap_x = np.array([t // 3 * row + t % 3 for t in range(taps)], np.int64)
+        tap_w = np.arange(taps, dtype=np.int64) * vw
+        arguments = (isa, np_, nv, x, pixels, 3 * row, w, taps * vw, ic, tap_x, tap_w, None, False, y, pixels, np_, vw,
+                     True, normal(vw), None, 0.0, INFINITE)
+        cases.append(Case(f"{label}, {ic} channels, {np_} pixels x {vw}",
+                          lambda arguments=arguments: testing.conv_oc(*arguments), 2 * np_ * vw * ic * taps, "FLOP"))
+    return cases
+
+
+@kernel_bench
+def bench_conv_px(testing: Any, isa: str) -> list[Case]:
+    size = testing.tile_sizes(isa)
+    mr, pixels, ic = size["px_mr"], size["px_nv"] * size["lanes"], 128
+    x, w, y, bias = normal(ic, pixels), normal(ic, mr), normal(mr, pixels), normal(mr)
+    return [Case(f"{ic} channels, {mr} x {pixels} pixels",
+                 lambda: testing.conv_px(isa, x, pixels, w, ic, y, pixels, mr, pixels, bias, None, 0.0, INFINITE),
+                 2 * mr * pixels * ic, "FLOP")]
+
+
+@kernel_bench
+def bench_fma_peak(testing: Any, isa: str) -> list[Case]:
+    flops, _ = testing.fma_peak(isa, 1000)
+    return [Case("in registers", lambda: testing.fma_peak(isa, 1000), flops, "FLOP")]
+
+
+@kernel_bench
+def bench_conv_oc(testing: Any, isa: str) -> list[Case]:
+    """The full tile. Steps of 0 between channels keep the operands in L1, so that nothing but the loop is timed; the sum
+    is long because checking the arguments costs some microseconds."""
+    cases = []
+    tile = testing.tile_sizes(isa)
+    ic = 4096
+    for taps in (9, 1):
+        np_, width = tile["oc_np"], tile["oc_nv"] * tile["lanes"]
+        pixels = np.arange(np_, dtype=np.int64)
+        x, w, y, bias = normal(64), normal(taps, width), normal(width, np_), normal(width)
+        arguments = {
+            "isa": isa, "np": np_, "nv": tile["oc_nv"], "x": x, "xpix": pixels, "x_ic": 0, "w": w, "w_ic": 0,
+            "ic": ic, "tap_x": np.arange(taps, dtype=np.int64),
+            "tap_w": np.arange(taps, dtype=np.int64) * width, "acc": None, "load_acc": False, "y": y,
+            "ypix": pixels, "y_oc": np_, "oc_valid": width, "y_run": True, "bias": bias, "residual": None,
+            "lo": -INFINITE, "hi": INFINITE}
+        cases.append(Case(f"{width} oc x {np_} px, {taps} taps, ic {ic}",
+                          lambda arguments=arguments: testing.conv_oc(**arguments),
+                          2 * width * np_ * taps * ic, "FLOP"))
+    return cases
+
+
+@kernel_bench
+def bench_conv_px(testing: Any, isa: str) -> list[Case]:
+    """The full tile, pixels resident in L1, weights streamed."""
+    tile = testing.tile_sizes(isa)
+    ic, mr, pixels = 8192, tile["px_mr"], tile["px_nv"] * tile["lanes"]
+    arguments = {
+        "isa": isa, "x": normal(pixels), "x_ic": 0, "w": normal(ic, mr), "ic": ic, "y": normal(mr, pixels),
+        "y_oc": pixels, "oc_valid": mr, "np": pixels, "bias": normal(mr), "residual": None,
+        "lo": -INFINITE, "hi": INFINITE}
+    return [Case(f"{mr} oc x {pixels} px, ic {ic}", lambda: testing.conv_px(**arguments),
+                 2 * mr * pixels * ic, "FLOP")]
+
+
+@kernel_bench
+def bench_fma_peak(testing: Any, isa: str) -> list[Case]:
+    iterations = 10_000
+    flops, _ = testing.fma_peak(isa, iterations)
+    return [Case(f"{iterations} rounds", lambda: testing.fma_peak(isa, iterations), flops, "FLOP")]

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The only door to malloc: aligned, counted, with fault injection for tests. All functions are thread-safe. */
+#ifndef CBN_ALLOC_H
+#define CBN_ALLOC_H
+#include "base/cbn_base.h"
+
+/* `bytes` of memory aligned to 64 (2 MB-aligned and huge-page advised from 4 MB on), not zeroed.
+ * NULL on failure or when a test asked for it. bytes == 0 gives a valid pointer. Owner: caller. */
+void *cbn_alloc(size_t bytes);
+void *cbn_calloc(size_t bytes);
+/* Array of `count` items of `size` bytes; NULL also when the product overflows. */
+void *cbn_alloc_array(size_t count, size_t size);
+void cbn_free(void *p); /* NULL is fine */
+
+enum { CBN_SCRATCH_KEEP_BYTES = 64 << 20 };
+
+/* Scratch blocks recycled through a small process-wide pool, so that steady state makes no system call and
+ * takes no page fault. The pool keeps at most CBN_SCRATCH_KEEP_BYTES. */
+void *cbn_scratch_get(size_t bytes);
+void cbn_scratch_put(void *p); /* NULL is fine */
+void cbn_scratch_trim(void);   /* gives every kept block back */
+
+typedef struct cbn_alloc_stats {
+    size_t live_bytes, live_blocks, peak_bytes, total_allocs, scratch_kept_bytes;
+} cbn_alloc_stats;
+void cbn_alloc_get_stats(cbn_alloc_stats *out); /* scratch in use counts as live, kept scratch does not */
+void cbn_alloc_reset_peak(void);
+
+/* Tests only: the n-th allocation from now on (0 = the next one) fails, once; n < 0 switches this off.
+ * Scratch requests count as allocations even when the pool could serve them. */
+void cbn_alloc_fail_after(int64_t n);
+#endif

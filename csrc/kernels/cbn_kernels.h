@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* THE list of kernels. Tables, tests and benchmarks expand it; adding a kernel is one line here, one template, its
+ * test and its benchmark entry.
+ *
+ * Kernels never allocate, thread, report errors or read globals. Their preconditions are asserts. All sizes and
+ * offsets are in elements. Every kernel reads and writes exactly the elements its contract names (guard-page safe).
+ * Scalar, AVX2, AVX-512 and NEON tables hold the same functions; the sum of one output element is taken in the same
+ * order by all of them: channels outermost, then taps in the order given, each one fused multiply-add. */
+#ifndef CBN_KERNELS_H
+#define CBN_KERNELS_H
+#include "base/cbn_base.h"
+
+/* y = clamp(acc + bias [+ residual], lo, hi); NaN passes through. No activation: lo = -inf, hi = +inf. */
+typedef struct cbn_epilogue_args {
+    const float *bias;     /* one per output channel of the block, never NULL (zeros instead) */
+    const float *residual; /* NULL, or laid out exactly as y (same offsets) */
+    float lo, hi;
+} cbn_epilogue_args;
+
+/* conv_oc: one tile of a convolution, output channels in vector lanes, pixels broadcast.
+ *   acc[p][c] (+)= sum over i < ic, t < ntaps of w[i*w_ic + tap_w[t] + c] * x[xpix[p] + i*x_ic + tap_x[t]]
+ * for p < np pixels and c < vw = nv*lanes channels. Which pixels share a tile is free: xpix is any list, so one kernel
+ * serves every stride, dilation, padding (taps outside the image are simply not in the list), 1-D to 3-D, transposed
+ * convolution by phases, and linear (pixels = rows of the batch). */
+typedef struct cbn_conv_oc_args {
+    const float *x;
+    const int64_t *xpix; /* [np] */
+    int64_t x_ic;
+    const float *w; /* packed [ic][taps][vw] */
+    int64_t w_ic;
+    int64_t ic;
+    int64_t ntaps;        /* 0 is allowed: the sum is then 0 */
+    const int64_t *tap_x; /* [ntaps] */
+    const int64_t *tap_w; /* [ntaps] */
+    float *acc;           /* [np][vw], 64-byte aligned; may be NULL when load_acc = false and y != NULL */
+    bool load_acc;        /* start from acc instead of 0 */
+    float *y;             /* NULL: store the sums to acc; else run the epilogue into y[ypix[p] + c*y_oc], c < oc_valid */
+    const int64_t *ypix;  /* [np] */
+    int64_t y_oc;
+    int32_t oc_valid; /* 1 .. vw */
+    bool y_run;       /* ypix[p] == ypix[0] + p: lets the store write rows */
+    cbn_epilogue_args epi;
+} cbn_conv_oc_args;
+
+/* conv_px: one tile of a pointwise (1x1, stride 1) convolution, pixels in vector lanes, weights broadcast.
+ *   y[c*y_oc + p] = epilogue(sum over k < ic of w[k*mr + c] * x[k*x_ic + p]),  c < oc_valid <= mr, p < np <= nv*lanes
+ * with mr = table->px_mr, weights packed [ic][mr] (zero padded). */
+typedef struct cbn_conv_px_args {
+    const float *x;
+    int64_t x_ic;
+    const float *w;
+    int64_t ic;
+    float *y;
+    int64_t y_oc;
+    int32_t oc_valid;
+    int32_t np;
+    const float *prefetch;    /* NULL, or a place to touch one line of every prefetch_step elements, one a k step */
+    int64_t prefetch_step;
+    cbn_epilogue_args epi;
+} cbn_conv_px_args;
+
+/* conv_dw: one channel plane of a depthwise convolution (multiplier handled by the caller: one call per output channel).
+ *   y[(a*oh + b)*ow + c] = epilogue(sum over taps of w[tap] * x[...]) with zero padding, any stride and dilation,
+ * for output planes a in [od0, od1) and rows b in [oh0, oh1). x and y point at the channel's first element. */
+typedef struct cbn_conv_dw_args {
+    const float *x;
+    const float *w; /* [kd][kh][kw] */
+    float *y;
+    const float *residual; /* NULL or laid out as y */
+    float bias, lo, hi;
+    int64_t id, ih, iw, od, oh, ow;
+    int32_t kd, kh, kw;
+    int32_t sd, sh, sw;
+    int32_t pd, ph, pw; /* padding before; after it is implied by the output size */
+    int32_t dd, dh, dw;
+    int64_t od0, od1, oh0, oh1;
+} cbn_conv_dw_args;
+
+/* Activations that are more than a clamp. Both use the same formula as pyconvbn.functional. */
+typedef enum {
+    CBN_ACT_NONE, CBN_ACT_RELU, CBN_ACT_RELU6, CBN_ACT_LEAKY_RELU, CBN_ACT_SIGMOID, CBN_ACT_HARDTANH,
+    CBN_ACT_HARDSWISH, CBN_ACT_SILU, CBN_ACT_GELU, CBN_ACT_GELU_TANH
+} cbn_act;
+
+/* X(name, signature) */
+#define CBN_KERNEL_LIST(X)                                                                         \
+    /* np in 1..oc_np, nv in 1..oc_nv of the table */                                              \
+    X(conv_oc, (int np, int nv, const cbn_conv_oc_args *a))                                        \
+    X(conv_px, (const cbn_conv_px_args *a))                                                        \
+    X(conv_dw, (const cbn_conv_dw_args *a))                                                        \
+    /* y[i] = act(x[i]; a, b) for i < n; y == x is allowed. a, b: leaky slope; hardtanh bounds. */ \
+    X(unary, (cbn_act act, float a, float b, float *y, const float *x, int64_t n))                 \
+    /* y[i] = x[i]*scale + shift, y == x allowed */                                                \
+    X(affine, (float *y, const float *x, float scale, float shift, int64_t n))                     \
+    /* y[i] = x[i] + alpha*z[i] (one FMA); y may equal x or z */                                   \
+    X(add, (float *y, const float *x, const float *z, float alpha, int64_t n))                     \
+    X(mul, (float *y, const float *x, const float *z, int64_t n))                                  \
+    /* y[i] = max(y[i], x[i*step]), NaN of either wins */                                          \
+    X(max_into, (float *y, const float *x, int64_t step, int64_t n))                               \
+    /* y[i] += x[i*step] */                                                                        \
+    X(add_into, (float *y, const float *x, int64_t step, int64_t n))                               \
+    /* float16 (IEEE binary16 bit patterns) <-> float32; narrowing rounds to nearest even */       \
+    X(widen_f16, (float *y, const uint16_t *x, int64_t n))                                         \
+    X(narrow_f16, (uint16_t *y, const float *x, int64_t n))                                        \
+    /* runs `iters` rounds of independent FMAs in registers, returns FLOPs done through *flops */  \
+    X(fma_peak, (int64_t iters, double *flops, float *sink))
+
+#define CBN_DECL_FN_(name, sig) typedef void(*cbn_##name##_fn) sig;
+CBN_KERNEL_LIST(CBN_DECL_FN_)
+#undef CBN_DECL_FN_
+
+typedef struct cbn_kernels {
+    const char *isa;
+    uint32_t needs; /* CPU feature bits */
+    int lanes;      /* floats in a vector */
+    int oc_np, oc_nv; /* largest conv_oc tile: pixels, vectors of output channels */
+    int px_mr, px_nv; /* conv_px tile: output channels, vectors of pixels */
+#define CBN_FIELD_(name, sig) cbn_##name##_fn name;
+    CBN_KERNEL_LIST(CBN_FIELD_)
+#undef CBN_FIELD_
+} cbn_kernels;
+
+/* NULL-terminated, best first. Decided once; thread-safe. */
+const cbn_kernels *const *cbn_kernels_compiled(void);
+const cbn_kernels *const *cbn_kernels_available(void); /* those the (masked) CPU can run */
+const cbn_kernels *cbn_kernels_active(void);
+const char *const *cbn_kernel_names(int *count);
+#endif

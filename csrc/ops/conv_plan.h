@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Prepared convolution: weights folded once, algorithm chosen and weights packed once per input
+ * shape. */
+#ifndef CBN_CONV_PLAN_H
+#define CBN_CONV_PLAN_H
+#include "base/cbn_status.h"
+#include "kernels/cbn_kernels.h"
+#include "ops/conv_desc.h"
+
+typedef enum { CBN_PRECISION_STRICT, CBN_PRECISION_FP32, CBN_PRECISION_FAST } cbn_precision;
+
+/* What an algorithm may know when it decides and prepares. */
+typedef struct cbn_conv_context {
+    const cbn_kernels *kernels;
+    cbn_precision precision;
+} cbn_conv_context;
+
+typedef struct cbn_conv_call {
+    const void *x;        /* C-contiguous */
+    const void *residual; /* NULL, or shaped as y, C-contiguous */
+    void *y;              /* C-contiguous, overlaps no input */
+    int64_t n;            /* images in this call */
+    const void *bias;     /* oc entries, never NULL */
+    float lo, hi; /* clamp applied at the end (float algorithms); infinities when there is none */
+    int max_threads; /* 0: configured */
+} cbn_conv_call;
+
+/* One row of the ordered list in conv_plan.c. Rows get descriptions with n = 1: the choice depends
+ * on the per-image shape only, so that results do not depend on the batch size. */
+typedef struct cbn_conv_impl {
+    const char *name;
+    /* false: *why_not is a static sentence fragment ("stride is not 1"). */
+    bool (*supports)(const cbn_conv_desc *d, const cbn_conv_context *ctx, const char **why_not);
+    /* Packs w (C-contiguous, d->dtype) and whatever geometry it wants to keep into *state, never
+     * NULL on success. w outlives the state, so a row that needs no packing may keep the pointer.
+     */
+    cbn_status (*prepare)(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *w,
+                          void **state, cbn_error *err);
+    cbn_status (*run)(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
+                      const cbn_conv_call *call, cbn_error *err);
+    void (*destroy)(void *state); /* NULL is fine */
+    size_t (*state_bytes)(const void *state);
+    /* Scratch of one run with this many threads. */
+    size_t (*workspace_bytes)(const cbn_conv_desc *d, const cbn_conv_context *ctx,
+                              const void *state, int64_t n, int threads);
+    /* A few words about tiling for explain(), into buf. */
+    void (*describe)(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
+                     char *buf, size_t size);
+    /* true: applies call->lo/hi and call->residual itself; false: conv_plan.c does it afterwards.
+     */
+    bool fused_epilogue;
+} cbn_conv_impl;
+
+extern const cbn_conv_impl cbn_conv_depthwise, cbn_conv_pointwise, cbn_conv_direct, cbn_conv_ref;
+
+/* ---- the plan (opaque, immutable to its user, safe from many threads) ---- */
+/* Input shapes whose choice and packing a plan keeps; further ones are prepared anew in each call,
+ * so that a stream of ever new shapes cannot grow a plan without bound. */
+enum { CBN_PLAN_SHAPES = 8 };
+
+typedef struct cbn_conv_plan cbn_conv_plan;
+
+typedef struct cbn_plan_options {
+    cbn_act activation;
+    double act_a, act_b; /* leaky slope; hardtanh bounds */
+    cbn_precision precision;
+    const cbn_kernels *kernels; /* NULL: the active table */
+    bool borrow;                /* w and b outlive the plan and need no copy (one-shot calls) */
+} cbn_plan_options;
+
+/* w, b: C-contiguous arrays of g->dtype, already folded (ops/bn_fold.h); b may be NULL. Copied
+ * unless opt->borrow. g must have passed cbn_conv_geometry_check. */
+CBN_NODISCARD cbn_status cbn_plan_create(const cbn_conv_geometry *g, const void *w, const void *b,
+                                         const cbn_plan_options *opt, cbn_conv_plan **out,
+                                         cbn_error *err);
+void cbn_plan_destroy(cbn_conv_plan *p);
+
+/* Output sizes (nd entries) for an input; same checks as a run. */
+CBN_NODISCARD cbn_status cbn_plan_output(const cbn_conv_plan *p, int64_t n, int64_t channels,
+                                         const int64_t *in, int64_t *out, cbn_error *err);
+/* Chooses and packs for this shape now instead of at first use. */
+CBN_NODISCARD cbn_status cbn_plan_prepare(cbn_conv_plan *p, const int64_t *in, cbn_error *err);
+/* Measures every supported candidate once on this shape and keeps the fastest for it. */
+CBN_NODISCARD cbn_status cbn_plan_tune(cbn_conv_plan *p, const int64_t *in, cbn_error *err);
+/* Fixes the algorithm for this shape by name (a tuned choice coming out of a pickle). */
+CBN_NODISCARD cbn_status cbn_plan_force(cbn_conv_plan *p, const int64_t *in, const char *impl,
+                                        cbn_error *err);
+
+/* x: [n][ic][in...], residual and y: [n][oc][out...], C-contiguous, of the plan's dtype. Blocks; no
+ * Python inside. y may not overlap x or residual (the binding copies when they do). */
+CBN_NODISCARD cbn_status cbn_plan_run(cbn_conv_plan *p, const void *x, int64_t n, const int64_t *in,
+                                      const void *residual, void *y, cbn_error *err);
+
+/* One row per algorithm, in list order; returns how many were written. reason NULL = chosen. */
+typedef struct cbn_plan_candidate {
+    const char *name;
+    const char *reason;
+} cbn_plan_candidate;
+enum { CBN_MAX_IMPLS = 24 };
+typedef struct cbn_plan_report {
+    const char *isa, *algorithm;
+    char tile[128];
+    int ncandidates;
+    cbn_plan_candidate candidates[CBN_MAX_IMPLS];
+    bool tuned;
+    size_t weight_bytes, workspace_bytes, input_bytes, output_bytes; /* for a batch of n */
+    int64_t flops, flops_real;
+} cbn_plan_report;
+CBN_NODISCARD cbn_status cbn_plan_explain(cbn_conv_plan *p, int64_t n, const int64_t *in,
+                                          cbn_plan_report *out, cbn_error *err);
+const cbn_conv_geometry *cbn_plan_geometry(const cbn_conv_plan *p);
+const cbn_plan_options *cbn_plan_get_options(const cbn_conv_plan *p);
+/* The folded weights and bias the plan was made of, C-contiguous; bias is never NULL (zeros). For
+ * pickling. */
+const void *cbn_plan_weights(const cbn_conv_plan *p);
+const void *cbn_plan_bias(const cbn_conv_plan *p);
+#endif

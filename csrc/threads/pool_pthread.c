@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Pool of POSIX threads with one mailbox word a worker; sleeping is by futex on that word.
+ *
+ * States of a mailbox:   IDLE -> PARKED (worker, spun long enough)      IDLE, PARKED -> JOB (owner)
+ *                        JOB -> RUNNING (worker) -> IDLE                JOB -> IDLE (owner, takes it back)
+ *                        RUNNING -> AWAITED (owner sleeps) -> IDLE      IDLE, PARKED -> QUIT (cbn_threads_stop)
+ * The owner works too, and when nothing is left takes the job back from workers that have not begun, so a loop never
+ * waits for a sleeping worker to be scheduled. No lock is ever held, so a forked child only has to forget the
+ * workers. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "cpu/cbn_cpu.h"
+#include "threads/cbn_parallel.h"
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    SPIN_NS = 100 * 1000,    /* as long as waking a parked thread can take, so waiting costs at most twice */
+    CHUNKS_PER_THREAD = 8,   /* a worker that falls behind leaves at most an eighth of its share to the last moment */
+    STACK_BYTES = 2 << 20
+};
+enum { IDLE, PARKED, JOB, RUNNING, AWAITED, QUIT };
+
+typedef struct worker {
+    _Alignas(CBN_CACHE_LINE) _Atomic uint32_t state;
+    int id; /* as fn sees it; 0 is the owner */
+    pthread_t thread;
+} worker;
+
+/* Chunks [next, end) that a thread takes first; others help when they have none of their own left. */
+typedef struct share {
+    _Alignas(CBN_CACHE_LINE) _Atomic int64_t next;
+    int64_t end;
+} share;
+
+static struct {
+    _Atomic bool busy; /* one caller owns everything below */
+    worker workers[CBN_MAX_THREADS];
+    int nworkers; /* started */
+    _Atomic int64_t spin_ns;
+
+    cbn_range_fn fn;
+    void *arg;
+    int64_t count, nchunks;
+    int nthreads; /* of the running job, the owner among them */
+    share shares[CBN_MAX_THREADS];
+} pool;
+
+static _Thread_local bool inside;
+
+/* ---- how many threads ---------------------------------------------------------------------- */
+static _Atomic int set_by_user, cores_seen;
+static int from_environment; /* 0: not given */
+static const char *environment_name;
+static char complaint[192];
+
+/* OMP_NUM_THREADS may be a list, one number a nesting level: the first counts. */
+static int parse_threads(const char *variable, bool list) {
+    const char *text = getenv(variable);
+    if (!text || !*text) return 0;
+    char *end;
+    errno = 0;
+    const long n = strtol(text, &end, 10);
+    while (*end == ' ') end++;
+    if (end != text && n >= 1 && errno == 0 && (*end == 0 || (list && *end == ',')))
+        return (int)CBN_MIN(n, (long)CBN_MAX_THREADS);
+    if (!complaint[0])
+        snprintf(complaint, sizeof complaint, "%s: '%.40s' is ignored; a whole number >= 1 was expected",
+                 variable, text);
+    return 0;
+}
+
+const char *cbn_threads_complaint(void) { return complaint[0] ? complaint : NULL; }
+
+void cbn_threads_set(int n) {
+    if (n >= 1) atomic_store(&set_by_user, CBN_MIN(n, (int)CBN_MAX_THREADS));
+}
+
+static int usable_cores(void) {
+    int cores = atomic_load(&cores_seen);
+    if (cores == 0) {
+        cores = CBN_MIN(cbn_cpu_cores(NULL), (int)CBN_MAX_THREADS);
+        atomic_store(&cores_seen, cores);
+    }
+    return cores;
+}
+
+int cbn_threads_get(const char **source) {
+    const int user = atomic_load(&set_by_user);
+    const char *by = "set_num_threads";
+    int n = user;
+    if (n == 0) {
+        n = from_environment;
+        by = environment_name;
+    }
+    if (n == 0) {
+        if (source) {
+            n = CBN_MIN(cbn_cpu_cores(&by), (int)CBN_MAX_THREADS);
+            atomic_store(&cores_seen, n);
+        } else {
+            n = usable_cores();
+        }
+    }
+    if (source) *source = by;
+    return n;
+}
+
+/* ---- waiting ------------------------------------------------------------------------------- */
+static void pause_briefly(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory");
+#endif
+}
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void sleep_while(_Atomic uint32_t *word, uint32_t value) {
+    while (atomic_load(word) == value)
+        syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+}
+
+static void wake(_Atomic uint32_t *word) {
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+/* Returns the first value that is not `value`, or `value` after the spinning time. */
+static uint32_t spin_while(_Atomic uint32_t *word, uint32_t value) {
+    const int64_t limit = atomic_load_explicit(&pool.spin_ns, memory_order_relaxed);
+    uint32_t seen = atomic_load_explicit(word, memory_order_acquire);
+    if (seen != value || limit == 0) return seen;
+    const int64_t start = now_ns();
+    do {
+        for (int i = 0; i < 64; i++) {
+            pause_briefly();
+            seen = atomic_load_explicit(word, memory_order_acquire);
+            if (seen != value) return seen;
+        }
+    } while (now_ns() - start < limit);
+    return seen;
+}
+
+/* ---- working ------------------------------------------------------------------------------- */
+static void run_chunk(int64_t k, int id) {
+    const int64_t base = pool.count / pool.nchunks, rest = pool.count % pool.nchunks;
+    const int64_t begin = k * base + CBN_MIN(k, rest);
+    pool.fn(pool.arg, begin, begin + base + (k < rest), id);
+}
+
+/* Own share first: the same thread then meets the same data in loop after loop. */
+static void work(int id) {
+    const cbn_fp_state fp = cbn_fp_fast_denormals();
+    inside = true;
+    for (int i = 0; i < pool.nthreads; i++) {
+        share *s = &pool.shares[(id + i) % pool.nthreads];
+        while (atomic_load_explicit(&s->next, memory_order_relaxed) < s->end) {
+            const int64_t k = atomic_fetch_add_explicit(&s->next, 1, memory_order_relaxed);
+            if (k >= s->end) break;
+            run_chunk(k, id);
+        }
+    }
+    inside = false;
+    cbn_fp_restore(fp);
+}
+
+static void *worker_main(void *self) {
+    worker *w = self;
+    char name[16];
+    snprintf(name, sizeof name, "pyconvbn-%d", w->id);
+    (void)pthread_setname_np(pthread_self(), name);
+    for (;;) {
+        uint32_t seen = spin_while(&w->state, IDLE);
+        if (seen == IDLE) {
+            if (atomic_compare_exchange_strong(&w->state, &seen, PARKED)) sleep_while(&w->state, PARKED);
+            continue;
+        }
+        if (seen == QUIT) return NULL;
+        if (seen == JOB && atomic_compare_exchange_strong(&w->state, &seen, RUNNING)) {
+            work(w->id);
+            if (atomic_exchange(&w->state, IDLE) == AWAITED) wake(&w->state);
+        }
+    }
+}
+
+/* Starts workers until there are `wanted`; returns how many there are. Owner only. */
+static int start_workers(int wanted) {
+    if (pool.nworkers >= wanted) return wanted;
+    pthread_attr_t attr;
+    if (pthread_attr_init(&attr) != 0) return pool.nworkers;
+    (void)pthread_attr_setstacksize(&attr, STACK_BYTES);
+    /* Signals belong to the program's own threads, but for those a worker's own fault raises: blocked, they would end
+     * the process before a handler (faulthandler, a sanitizer) could say where. */
+    static const int own_faults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS, SIGABRT};
+    sigset_t all, old;
+    sigfillset(&all);
+    for (size_t i = 0; i < sizeof own_faults / sizeof own_faults[0]; i++) sigdelset(&all, own_faults[i]);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    while (pool.nworkers < wanted) {
+        worker *w = &pool.workers[pool.nworkers];
+        atomic_store(&w->state, IDLE);
+        w->id = pool.nworkers + 1;
+        if (pthread_create(&w->thread, &attr, worker_main, w) != 0) break;
+        pool.nworkers++;
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attr);
+    return CBN_MIN(pool.nworkers, wanted);
+}
+
+static void finish_worker(worker *w) {
+    uint32_t seen = JOB;
+    if (atomic_compare_exchange_strong(&w->state, &seen, IDLE)) return;
+    if (seen != RUNNING || spin_while(&w->state, RUNNING) != RUNNING) return;
+    seen = RUNNING;
+    if (atomic_compare_exchange_strong(&w->state, &seen, AWAITED)) sleep_while(&w->state, AWAITED);
+}
+
+static bool own_pool(void) {
+    bool free_ = false;
+    return atomic_compare_exchange_strong(&pool.busy, &free_, true);
+}
+
+void cbn_parallel_for(int64_t count, int64_t grain, int max_workers, cbn_range_fn fn, void *arg) {
+    if (count <= 0) return;
+    int threads = inside ? 1 : max_workers > 0 ? max_workers : cbn_threads_get(NULL);
+    threads = (int)CBN_MIN(CBN_MIN(threads, (int)CBN_MAX_THREADS), count / CBN_MAX(grain, 1));
+    if (threads <= 1 || !own_pool()) {
+        const cbn_fp_state fp = cbn_fp_fast_denormals();
+        const bool was_inside = inside;
+        inside = true;
+        fn(arg, 0, count, 0);
+        inside = was_inside;
+        cbn_fp_restore(fp);
+        return;
+    }
+    atomic_store_explicit(&pool.spin_ns, threads <= usable_cores() ? SPIN_NS : 0, memory_order_relaxed);
+    const int nworkers = start_workers(threads - 1);
+    pool.fn = fn;
+    pool.arg = arg;
+    pool.count = count;
+    pool.nthreads = nworkers + 1;
+    pool.nchunks = CBN_MIN(count / CBN_MAX(grain, 1), (int64_t)CHUNKS_PER_THREAD * pool.nthreads);
+    for (int i = 0; i <= nworkers; i++) {
+        atomic_store_explicit(&pool.shares[i].next, pool.nchunks * i / pool.nthreads, memory_order_relaxed);
+        pool.shares[i].end = pool.nchunks * (i + 1) / pool.nthreads;
+    }
+    for (int i = 0; i < nworkers; i++) {
+        worker *w = &pool.workers[i];
+        if (atomic_exchange(&w->state, JOB) == PARKED) wake(&w->state);
+    }
+    work(0);
+    for (int i = 0; i < nworkers; i++) finish_worker(&pool.workers[i]);
+    atomic_store(&pool.busy, false);
+}
+
+void cbn_threads_stop(void) {
+    if (inside || !own_pool()) return;
+    for (int i = 0; i < pool.nworkers; i++) {
+        worker *w = &pool.workers[i];
+        if (atomic_exchange(&w->state, QUIT) == PARKED) wake(&w->state);
+        pthread_join(w->thread, NULL);
+    }
+    pool.nworkers = 0;
+    atomic_store(&pool.busy, false);
+}
+
+/* ---- loading and forking ------------------------------------------------------------------- */
+/* Only the forking thread lives on in the child. */
+static void forget_workers(void) {
+    pool.nworkers = 0;
+    atomic_store(&cores_seen, 0);
+    if (!inside) atomic_store(&pool.busy, false);
+}
+
+__attribute__((constructor)) static void load(void) {
+    static const char own[] = "PYCONVBN_NUM_THREADS", omp[] = "OMP_NUM_THREADS";
+    from_environment = parse_threads(own, false);
+    environment_name = own;
+    if (from_environment == 0) {
+        from_environment = parse_threads(omp, true);
+        environment_name = omp;
+    }
+    pthread_atfork(NULL, NULL, forget_workers);
+}
