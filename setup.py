@@ -64,7 +64,11 @@ class IsaBuildExt(build_ext):
     """Compiles every C file as its own job, isa_*.c with the flags of their row, and links the objects."""
 
     def build_extension(self, ext: Extension) -> None:
-        if not self.force and not newer_group(ext.depends, self.get_ext_fullpath(ext.name), "newer"):
+        # Flags may come from the environment: objects of other flags are as stale as those of older sources.
+        stamp = Path(self.build_temp) / "pyconvbn-flags"
+        flags = repr([self.compiler.compiler_so, ext.extra_compile_args, ext.extra_link_args, ISAS])
+        fresh = stamp.is_file() and stamp.read_text() == flags
+        if fresh and not self.force and not newer_group(ext.depends, self.get_ext_fullpath(ext.name), "newer"):
             return
         jobs = [(source, []) for source in ext.sources]
         for isa, machines, flags in ISAS:
@@ -98,6 +102,7 @@ class IsaBuildExt(build_ext):
             super().build_extension(ext)
         finally:
             ext.sources, self.force = declared, forced
+        stamp.write_text(flags)
 
     def understands(self, flags: list[str]) -> bool:
         if not flags:

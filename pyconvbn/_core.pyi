@@ -116,7 +116,9 @@ class Plan:
 def set_num_threads(n: int, /) -> None: ...
 def get_num_threads() -> int: ...
 def num_threads_source() -> str: ...  # "set_num_threads", "PYCONVBN_NUM_THREADS", "OMP_NUM_THREADS", "affinity", "cgroup quota"
-def cpu_info() -> dict[str, Any]: ...  # {"name","features":[...],"l1d","l2","l3" (bytes),"cores","isa_compiled":[...],"isa_available":[...],"isa_active"}
+# {"name","features":[...],"l1d","l2","l3" (bytes),
+# "cores","isa_compiled":[...],"isa_available":[...],"isa_active"}
+def cpu_info() -> dict[str, Any]: ...
 def build_info() -> dict[str, Any]: ...  # {"compiler","cflags","numpy","python"}
 def alloc_stats() -> dict[str, int]: ...  # {"live_bytes","live_blocks","peak_bytes","total_allocs"}
 

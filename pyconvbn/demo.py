@@ -58,7 +58,7 @@ class DigitsNet(nn.Module):
     Linear + BatchNorm1d head. Trained by ``benchmarks/demo_model/train.py``.
 
     >>> net, images, labels = load_demo()
-    >>> (net(images).argmax(1) == labels).mean() > 0.98
+    >>> bool((net(images).argmax(1) == labels).mean() > 0.98)
     True
     """
 

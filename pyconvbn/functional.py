@@ -432,7 +432,8 @@ def interpolate(
         if len(sizes) != nd:
             raise ValueError(f"size: expected {nd} entries, got {len(sizes)}")
     else:
-        factors = [float(scale_factor)] * nd if np.isscalar(scale_factor) else [float(v) for v in scale_factor]  # type: ignore[arg-type, union-attr]
+        scales: Any = scale_factor
+        factors = [float(scales)] * nd if np.isscalar(scales) else [float(v) for v in scales]
         if len(factors) != nd:
             raise ValueError(f"scale_factor: expected {nd} entries, got {len(factors)}")
         sizes = [int(np.floor(array.shape[2 + i] * factors[i])) for i in range(nd)]

@@ -7,8 +7,8 @@
  * sit in registers while the input rows stream past, each loaded once and used for up to kh output rows. Registers:
  * NR sums + kh weights + 1 input (+ 1 mask), which fits 16; stride 2 reads two vectors, keeps the even columns for one
  * tap and the odd ones for the next, and takes the kernel rows in two halves by parity. Tiles at the border of the
- * image load under a mask and leave rows outside out, so there is no padded copy; the last tile of a row is moved left to end
- * with it, which computes some values twice instead of needing another code path.
+ * image load under a mask and leave rows outside out, so there is no padded copy; the last tile of a row is moved left
+ * to end with it, which computes some values twice instead of needing another code path.
  * Row dilation is a problem with dilation 1 for every dh-th row. The sum of one output starts with the bias and takes
  * the taps in the order kd, kw, kh (stride 2: even kh first). */
 #include "kernels/cbn_kernels.h"
@@ -24,6 +24,7 @@
 #endif
 /* Lets the row pointer walk: gcc otherwise keeps a multiple of the pitch for every row, more than it has registers. */
 #define DW_PIN_POINTER(p) __asm__("" : "+r"(p))
+
 enum { DW_MAX_NR = 8, DW_MAX_KH = 7, DW_LINE_NV = 8, DW_ANY_NR = 4 };
 
 /* A row of tiles: `rows` output rows from one, every vector of columns from one. */
@@ -134,6 +135,14 @@ CBN_INLINE void dw_tile(const dw_rows *t, int64_t c, const int nr, const int kh,
     }
     const int64_t cols = border == DW_INSIDE ? VF_LANES : CBN_MIN(t->ow, VF_LANES);
     const dw_end e = dw_end_of(t);
+    if (border == DW_INSIDE) {
+        /* The rows that the next block reads first: too many streams for the hardware to follow. */
+        const float *p = t->x + ((nr - 1) * s + kh) * t->x_row + c * s;
+        CBN_UNROLL for (int r = 0; r < nr * s; r++, p += t->x_row) {
+            DW_PIN_POINTER(p);
+            __builtin_prefetch(p);
+        }
+    }
     if (s == 2) {
         CBN_UNROLL for (int r = 0; r < nr; r++) acc[r] = vf_unmix(acc[r]);
     }
@@ -149,8 +158,8 @@ CBN_INLINE void dw_tile(const dw_rows *t, int64_t c, const int nr, const int kh,
     }
 }
 
-/* All columns of one block of rows: tiles VF_LANES apart, the last one moved left to end with the row. Columns [lo, hi)
- * need no masks. */
+/* All columns of one block of rows: tiles VF_LANES apart, the last one moved left to end with the row. `inside`: no row
+ * outside the image and none too many; then columns [lo, hi) need no masks. */
 #define DW_DEFINE_(name, nr, kh, s)                                                                \
     static void name(const dw_rows *rows, int64_t lo, int64_t hi, bool inside) {                   \
         const dw_rows t = *rows; /* stores to y may not change a local copy */                     \
@@ -262,7 +271,7 @@ typedef struct dw_family {
 
 static const dw_family *dw_choose(const cbn_conv_dw_args *a) {
     static const dw_family families[] = {
-        {8, 3, 1, dw_k3},    {8, 5, 1, dw_k5},    {7, 7, 1, dw_k7},    {8, 1, 1, dw_k1},
+        {8, 3, 1, dw_k3},   {8, 5, 1, dw_k5},   {7, 7, 1, dw_k7},   {8, 1, 1, dw_k1},
         {8, 3, 2, dw_k3s2}, {7, 5, 2, dw_k5s2}, {4, 7, 2, dw_k7s2},
     };
     static const dw_family line = {1, 1, 1, dw_line};
@@ -276,18 +285,58 @@ static const dw_family *dw_choose(const cbn_conv_dw_args *a) {
     return &any;
 }
 
+/* Divisions take longer than a small tile, and most strides and dilations are 1. */
+CBN_INLINE int64_t dw_ceil_div(int64_t a, int64_t b) { return b == 1 ? a : cbn_ceil_div(a, b); }
+
 /* Output columns [*lo, *hi), a whole number of tiles of `step` columns from *lo on, that read inside the image only. */
 static void dw_inner_columns(const cbn_conv_dw_args *a, int64_t step, int64_t *lo, int64_t *hi) {
-    const int64_t reach = (int64_t)(a->kw - 1) * a->dw + (a->sw == 2 ? 1 : 0);
-    *lo = cbn_ceil_div(a->pw, a->sw * step) * step;
+    const int shift = a->sw - 1; /* the stride is 1 or 2 here, and step a power of two */
+    const int64_t reach = (int64_t)(a->kw - 1) * a->dw + shift;
+    *lo = (((a->pw + shift) >> shift) + step - 1) & -step;
     const int64_t last = a->iw - 1 - reach + a->pw; /* the last column times stride that still may be a lane */
-    const int64_t end = last < 0 ? 0 : CBN_MIN(a->ow, last / a->sw + 1);
-    *hi = *lo + (end > *lo ? (end - *lo) / step * step : 0);
+    const int64_t end = last < 0 ? 0 : CBN_MIN(a->ow, (last >> shift) + 1);
+    *hi = *lo + (end > *lo ? (end - *lo) & -step : 0);
     if (*hi == *lo) *lo = *hi = 0;
+}
+
+/* A plane of few tiles. In networks there are hundreds of these in a layer, and finding the way through the general
+ * code takes longer than computing one. */
+CBN_INLINE void dw_small_tiles(const cbn_conv_dw_args *a, const int nr, const int kh) {
+    dw_rows t;
+    t.w = a->w;
+    t.x_plane = t.w_plane = 0;
+    t.x_row = t.iw = a->iw;
+    t.y_row = t.ow = a->ow;
+    t.nd = t.dw = 1;
+    t.kw = a->kw, t.pw = a->pw;
+    t.bias = a->bias, t.lo = a->lo, t.hi = a->hi;
+    for (int64_t oh = a->oh0; oh < a->oh1; oh += nr) {
+        const int64_t ih = oh - a->ph;
+        t.x = a->x + ih * a->iw;
+        t.y = a->y + oh * a->ow;
+        t.residual = a->residual ? a->residual + oh * a->ow : NULL;
+        t.rows = (int32_t)CBN_MIN(a->oh1 - oh, nr);
+        t.row_lo = CBN_MAX(-ih, 0);
+        t.row_hi = CBN_MAX(t.row_lo, CBN_MIN(a->ih - ih, t.rows - 1 + kh));
+        t.y_room = a->ow < VF_LANES ? (a->oh1 - oh) * a->ow : 0;
+        for (int64_t c = 0; c < a->ow; c += VF_LANES)
+            dw_tile(&t, CBN_MAX(CBN_MIN(c, a->ow - VF_LANES), 0), nr, kh, 1, DW_ALL);
+    }
+}
+
+static bool dw_small(const cbn_conv_dw_args *a) {
+    if (a->ow > 2 * VF_LANES || a->oh1 - a->oh0 > 2 * DW_MAX_NR || a->id != 1 || a->kd != 1 || a->pd != 0 || a->od != 1 ||
+        a->od1 - a->od0 != 1 || a->sh != 1 || a->sw != 1 || a->dh != 1 || a->dw != 1)
+        return false;
+    if (a->kh == 3) dw_small_tiles(a, 8, 3);
+    else if (a->kh == 5) dw_small_tiles(a, 7, 5);
+    else return false;
+    return true;
 }
 
 static void CBN_FN(conv_dw)(const cbn_conv_dw_args *a) {
     assert(a->kd >= 1 && a->kh >= 1 && a->kw >= 1 && a->sd >= 1 && a->sh >= 1 && a->sw >= 1);
+    if (dw_small(a)) return;
     const dw_family *f = dw_choose(a);
     const bool any = f->kh == 0, line = f->nr == 1;
     const int64_t step = line ? DW_LINE_NV * VF_LANES : VF_LANES;
@@ -295,39 +344,34 @@ static void CBN_FN(conv_dw)(const cbn_conv_dw_args *a) {
     const int64_t phases = any ? 1 : CBN_MIN(a->dh, CBN_MAX(a->oh1 - a->oh0, 1));
     const int64_t row_step = any ? 1 : a->dh;
     int64_t in_lo = 0, in_hi = 0;
-    if (!any) dw_inner_columns(a, step, &in_lo, &in_hi);
-    dw_rows t = {.x_plane = a->dd * a->ih * a->iw,
-                 .x_row = row_step * a->iw,
-                 .y_row = row_step * a->ow,
-                 .w_plane = (int64_t)a->kh * a->kw,
-                 .iw = a->iw,
-                 .ow = a->ow,
-                 .kh = a->kh,
-                 .kw = a->kw,
-                 .dw = a->dw,
-                 .pw = a->pw,
-                 .sh = a->sh,
-                 .sw = a->sw,
-                 .dh = a->dh,
-                 .bias = a->bias,
-                 .lo = a->lo,
-                 .hi = a->hi};
+    if (!any && a->iw > step * a->sw) dw_inner_columns(a, step, &in_lo, &in_hi);
+    dw_rows t; /* assigned field by field: an initialiser clears it first, which takes as long as a small plane */
+    t.x_plane = a->dd * a->ih * a->iw;
+    t.x_row = row_step * a->iw;
+    t.y_row = row_step * a->ow;
+    t.w_plane = (int64_t)a->kh * a->kw;
+    t.iw = a->iw, t.ow = a->ow;
+    t.kh = a->kh, t.kw = a->kw;
+    t.sh = a->sh, t.sw = a->sw;
+    t.dh = a->dh, t.dw = a->dw;
+    t.pw = a->pw;
+    t.bias = a->bias, t.lo = a->lo, t.hi = a->hi;
     for (int64_t od = a->od0; od < a->od1; od++) {
         const int64_t id = od * a->sd - a->pd;
-        const int64_t d0 = id >= 0 ? 0 : CBN_MIN(a->kd, cbn_ceil_div(-id, a->dd));
-        const int64_t d1 = id >= a->id ? 0 : CBN_MIN(a->kd, cbn_ceil_div(a->id - id, a->dd));
+        const int64_t d0 = id >= 0 ? 0 : CBN_MIN(a->kd, dw_ceil_div(-id, a->dd));
+        const int64_t d1 = id >= a->id ? 0 : CBN_MIN(a->kd, dw_ceil_div(a->id - id, a->dd));
         t.nd = (int32_t)CBN_MAX(d1 - d0, 0);
         t.w = a->w + d0 * t.w_plane;
         for (int64_t phase = 0; phase < phases; phase++)
             for (int64_t oh = a->oh0 + phase; oh < a->oh1; oh += f->nr * row_step) {
                 const int64_t ih = oh * a->sh - a->ph;
-                t.rows = (int32_t)CBN_MIN(f->nr, cbn_ceil_div(a->oh1 - oh, row_step));
+                t.rows = (int32_t)CBN_MIN(f->nr, dw_ceil_div(a->oh1 - oh, row_step));
                 t.x = a->x + ((id + d0 * a->dd) * a->ih + ih) * a->iw;
                 t.y = a->y + (od * a->oh + oh) * a->ow;
                 t.residual = a->residual ? a->residual + (od * a->oh + oh) * a->ow : NULL;
                 t.y_room = phases == 1 && a->ow < VF_LANES ? (a->oh1 - oh) * a->ow : 0;
-                t.row_lo = ih >= 0 ? 0 : cbn_ceil_div(-ih, row_step);
-                t.row_hi = ih >= a->ih ? 0 : cbn_ceil_div(a->ih - ih, row_step);
+                t.row_lo = ih >= 0 ? 0 : dw_ceil_div(-ih, row_step);
+                t.row_hi = ih >= a->ih ? 0 : dw_ceil_div(a->ih - ih, row_step);
                 const int64_t needed = (int64_t)(t.rows - 1) * f->s + f->kh;
                 const bool inside = t.rows == f->nr && t.row_lo == 0 && t.row_hi >= needed;
                 if (!any) t.row_hi = CBN_MAX(t.row_lo, CBN_MIN(t.row_hi, needed));

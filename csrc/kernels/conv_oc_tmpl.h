@@ -63,17 +63,23 @@ CBN_INLINE void CBN_FN(oc_store_rows)(const int np, const int nv, const vf *acc,
     }
 }
 
-/* Pixels anywhere: one element at a time, from a copy s[np][vw] of the sums. Shared by all instances. */
+/* Pixels anywhere: one element at a time, from a copy s[np][vw] of the sums, clamped already when there is no residual.
+ * Channel by channel, since those lie far apart while the pixels of a tile are close. Shared by all instances. */
 static __attribute__((noinline)) void CBN_FN(oc_scatter)(int np, int vw, const float *s, const cbn_conv_oc_args *a) {
+    const int64_t *const ypix = a->ypix;
+    float *y = a->y;
+    if (!a->epi.residual) {
+        for (int c = 0; c < a->oc_valid; c++, y += a->y_oc)
+            for (int p = 0; p < np; p++) y[ypix[p]] = s[p * vw + c];
+        return;
+    }
     const float *res = a->epi.residual;
     const float lo = a->epi.lo, hi = a->epi.hi;
-    const int64_t y_oc = a->y_oc;
-    for (int p = 0; p < np; p++, s += vw) {
-        int64_t at = a->ypix[p];
-        for (int c = 0; c < a->oc_valid; c++, at += y_oc) {
-            float v = res ? s[c] + res[at] : s[c];
+    for (int c = 0; c < a->oc_valid; c++, y += a->y_oc, res += a->y_oc) {
+        for (int p = 0; p < np; p++) {
+            float v = s[p * vw + c] + res[ypix[p]];
             v = lo > v ? lo : v;
-            a->y[at] = hi < v ? hi : v;
+            y[ypix[p]] = hi < v ? hi : v;
         }
     }
 }
@@ -120,6 +126,10 @@ CBN_INLINE void CBN_FN(oc_tile)(const int np, const int nv, const cbn_conv_oc_ar
         CBN_FN(oc_store_rows)(np, nv, acc, a);
     } else {
         float sums[TILE_OC_NP * TILE_OC_NV * VF_LANES];
+        if (!a->epi.residual) {
+            const vf lo = vf_set1(a->epi.lo), hi = vf_set1(a->epi.hi);
+            CBN_UNROLL for (int i = 0; i < np * nv; i++) acc[i] = CBN_FN(oc_clamp)(acc[i], lo, hi);
+        }
         CBN_UNROLL for (int i = 0; i < np * nv; i++) vf_store(sums + i * VF_LANES, acc[i]);
         CBN_FN(oc_scatter)(np, nv * VF_LANES, sums, a);
     }

@@ -66,9 +66,11 @@ static void depthwise_range(void *arg, int64_t begin, int64_t end, int worker) {
         .od1 = d->out[0],
     };
     /* clang-format on */
+    /* Counted along: a division takes as long as a small plane. */
+    int64_t plane = begin / j->parts, part = begin % j->parts, oc = plane % d->oc, copy = oc % multiplier;
+    int64_t x_index = plane / d->oc * d->ic + oc / multiplier;
     for (int64_t i = begin; i < end; i++) {
-        const int64_t plane = i / j->parts, part = i % j->parts, oc = plane % d->oc, n = plane / d->oc;
-        a.x = (const float *)call->x + (n * d->ic + oc / multiplier) * x_plane;
+        a.x = (const float *)call->x + x_index * x_plane;
         a.w = j->w + oc * taps;
         a.y = (float *)call->y + plane * y_plane;
         a.residual = call->residual ? (const float *)call->residual + plane * y_plane : NULL;
@@ -76,6 +78,13 @@ static void depthwise_range(void *arg, int64_t begin, int64_t end, int worker) {
         a.oh0 = CBN_MIN(part * j->rows_per_part, d->out[1]);
         a.oh1 = CBN_MIN(a.oh0 + j->rows_per_part, d->out[1]);
         j->kernels->conv_dw(&a);
+        if (++part < j->parts) continue;
+        part = 0;
+        plane++;
+        if (++oc == d->oc) oc = 0;
+        if (++copy < multiplier) continue;
+        copy = 0;
+        x_index++;
     }
 }
 

@@ -28,10 +28,6 @@ enum {
     /* A chunk of weights of one output channel block stays in L1 while the tiles of a job pass. */
     CHUNK_BYTES = 16 * 1024,
     BATCH_BLOCKS = 8,  /* blocks of output channels that share tables, windows and a place for their sums */
-    /* Blocks it takes to earn back the copy of the windows: with one tap, or with a stride; without a stride
-     * neighbouring tiles share cache lines anyway. */
-    WINDOW_BLOCKS = 3,
-    WINDOW_BLOCKS_DENSE = 8,
     WINDOW_STEP = 4,   /* pixels further apart than this share no cache lines worth copying */
     /* Fewer multiply-adds than this (about 10 us) are not worth a thread. */
     THREAD_WORK = 500 * 1000
@@ -199,6 +195,12 @@ static void direct_destroy(void *state) {
     cbn_free(s);
 }
 
+/* Blocks it takes to earn back the copy of the windows (measured): more without a stride, where neighbouring tiles share
+ * cache lines anyway. */
+static int64_t window_blocks(const direct_state *s, const cbn_conv_desc *d) {
+    return d->stride[2] == 1 && s->taps > 1 ? 8 : 3;
+}
+
 static cbn_status direct_prepare(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *w, void **state,
                                  cbn_error *err) {
     const cbn_kernels *k = ctx->kernels;
@@ -224,8 +226,7 @@ static cbn_status direct_prepare(const cbn_conv_desc *d, const cbn_conv_context 
         status = regions_make(s, d, k->oc_np, err);
         if (status != CBN_OK) goto done;
         s->job_taps = job_taps_max(s);
-        const bool dense = d->stride[2] == 1 && s->taps > 1;
-        if (s->blocks < (dense ? WINDOW_BLOCKS_DENSE : WINDOW_BLOCKS)) s->window = 0;
+        if (s->blocks < window_blocks(s, d)) s->window = 0;
     }
     /* Without windows blocks share nothing but the tables, which stay from item to item. */
     const int64_t most = s->ic_chunk < s->icg ? BATCH_BLOCKS : 4 * BATCH_BLOCKS;
@@ -267,13 +268,17 @@ typedef struct direct_job {
     int64_t *taps;
     float *windows, *acc;
     int64_t acc_block; /* elements of the sums of one block */
+    int64_t ahead;     /* how much further in the image the next job reads */
 } direct_job;
 
 /* Four lists of r->ntaps: offsets in the image, in the weights, in the window; offsets of the window's segments. */
 static void taps_list(const direct_state *s, const cbn_conv_desc *d, const region *r, int64_t *lists) {
     const cbn_axis_class *z = region_class(s, r, 0), *y = region_class(s, r, 1), *x = region_class(s, r, 2);
     int64_t *tap_x = lists, *tap_w = lists + r->ntaps, *tap_win = tap_w + r->ntaps, *seg = tap_win + r->ntaps;
+    if (r->ntaps == 0) return; /* rows without taps have no place in the lists */
+    if (r->ntaps == 0) return; /* rows of taps without columns would still write segments */
     int64_t row = 0;
+    if (r->ntaps == 0) return; /* rows of no taps would still be written to seg, for which there is no room then */
     for (int64_t a = 0; a < z->ntaps; a++) {
         for (int64_t b = 0; b < y->ntaps; b++, row++) {
             const int64_t in = (z->tap_in[a] * d->in[1] + y->tap_in[b]) * d->in[2];
@@ -301,19 +306,27 @@ static void tile_fill(const direct_run *u, const region *r, int64_t t, const int
     int64_t jx = q0 % x->count, jy = q0 / x->count % y->count, jz = q0 / x->count / y->count;
     bool x_run = s->window > 0 && r->segments > 0;
     *out = (tile){.np = (int)(q1 - q0), .ntaps = r->ntaps, .y_run = true, .r = r};
-    for (int p = 0; p < out->np; p++) {
+    for (int p = 0; p < out->np;) {
+        /* the tile's pixels in one row */
         const int64_t iz = z->in0 + jz * z->in_step, iy = y->in0 + jy * y->in_step, ix = x->in0 + jx * x->in_step;
         const int64_t oz = z->out0 + jz * z->out_step, oy = y->out0 + jy * y->out_step;
-        out->xpix[p] = (iz * d->in[1] + iy) * d->in[2] + ix;
-        out->ypix[p] = (oz * d->out[1] + oy) * d->out[2] + x->out0 + jx * x->out_step;
-        x_run = x_run && out->xpix[p] == out->xpix[0] + p * x->in_step;
-        out->y_run = out->y_run && out->ypix[p] == out->ypix[0] + p;
-        if (++jx < x->count) continue;
+        int64_t from = (iz * d->in[1] + iy) * d->in[2] + ix;
+        int64_t to = (oz * d->out[1] + oy) * d->out[2] + x->out0 + jx * x->out_step;
+        if (p > 0) {
+            x_run = x_run && from == out->xpix[0] + p * x->in_step;
+            out->y_run = out->y_run && to == out->ypix[0] + p;
+        }
+        const int end = (int)CBN_MIN(out->np, p + x->count - jx);
+        for (; p < end; p++, from += x->in_step, to += x->out_step) {
+            out->xpix[p] = from;
+            out->ypix[p] = to;
+        }
         jx = 0;
         if (++jy < y->count) continue;
         jy = 0;
         jz++;
     }
+    if (x->out_step != 1 && out->np > 1) out->y_run = false;
     out->tap_x = lists;
     out->tap_w = lists + r->ntaps;
     if (!x_run) return;
@@ -371,6 +384,8 @@ static void job_make(const direct_run *u, int64_t id, direct_job *job) {
         acc += job->tiles[t].np * u->s->vw;
     }
     job->acc_block = acc;
+    const tile *first = job->tiles, *last = first + job->count - 1;
+    job->ahead = u->s->linear ? 0 : last->xpix[last->np - 1] - first->xpix[0];
 }
 
 /* Copies `width` elements of each of ic channels. The four-element pieces overlap at the end of a row. */
@@ -403,6 +418,14 @@ static void window_copy(const tile *t, const float *x, int64_t x_plane, int64_t 
                 memcpy(to + i * size, from + i * x_plane, (size_t)width * sizeof(float));
         }
     }
+}
+
+/* Asks for what the next job reads in the place of tile t: the hardware does not foresee a walk over channels. */
+static void job_prefetch(const direct_job *job, const tile *t, const float *x, int64_t x_plane, int64_t ic) {
+    if (t->window || t->ntaps == 0 || job->ahead <= 0) return;
+    const int64_t at = t->xpix[t->np - 1] + t->tap_x[t->ntaps - 1] + job->ahead;
+    if (at >= x_plane) return;
+    for (int64_t i = 0; i < ic; i++) __builtin_prefetch(x + i * x_plane + at, 0, 2);
 }
 
 /* A batch of blocks of output channels, b0 to b1, of one job. */
@@ -444,13 +467,14 @@ static void batch_run(const direct_run *u, int64_t image, int64_t g, int64_t b0,
                 a.acc = acc + t->acc;
                 for (const int64_t goal = (t - job->tiles + 1) * lines / job->count; next && fetched < goal; fetched++)
                     __builtin_prefetch(next + fetched * CBN_CACHE_LINE, 0, 2);
+                if (b == b0) job_prefetch(job, t, x, u->x_plane, a.ic);
                 u->k->conv_oc(t->np, nv, &a);
             }
         }
     }
 }
 
-/* Items are numbered image, group, job, batch. */
+/* Items are numbered image, job, group, batch: the tables of a job serve all groups. */
 static void direct_range(void *arg, int64_t begin, int64_t end, int worker) {
     const direct_run *u = arg;
     const direct_state *s = u->s;
@@ -461,8 +485,8 @@ static void direct_range(void *arg, int64_t begin, int64_t end, int worker) {
     job.acc = (float *)(scratch + u->window_bytes);
     for (int64_t item = begin; item < end; item++) {
         const int64_t batch = item % s->batches, rest = item / s->batches;
-        const int64_t g = rest / u->jobs % u->groups, image = rest / u->jobs / u->groups;
-        job_make(u, rest % u->jobs, &job);
+        const int64_t g = rest % u->groups, image = rest / u->groups / u->jobs;
+        job_make(u, rest / u->groups % u->jobs, &job);
         batch_run(u, image, g, batch * s->blocks / s->batches, (batch + 1) * s->blocks / s->batches, &job);
     }
 }

@@ -27,7 +27,8 @@ cbn_status cbn_pad_shape(int ndim, const int64_t *shape, const int64_t *lo, cons
                             (long long)most);
         if (size < 0 || -lo[a] > shape[a] || -hi[a] > shape[a] ||
             (mode != CBN_MODE_ZEROS && (lo[a] || hi[a]) && (size < 1 || shape[a] < 1)))
-            return cbn_fail(err, CBN_BAD_VALUE, "padding: expected amounts that leave something of an axis, got (%lld, %lld) for size %lld",
+            return cbn_fail(err, CBN_BAD_VALUE, "padding: expected amounts that leave something of an axis, "
+                            "got (%lld, %lld) for size %lld",
                             (long long)lo[a], (long long)hi[a], (long long)shape[a]);
         out_shape[a] = size;
     }

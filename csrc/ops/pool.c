@@ -36,7 +36,9 @@ cbn_status cbn_pool_desc_make(cbn_dtype dtype, int nd, int64_t planes, const int
             return cbn_fail(err, CBN_BAD_VALUE,
                             "padding: expected 0 to half of the kernel's extent %lld, got %lld",
                             (long long)reach, (long long)pad[u]);
-        if (!cbn_add_ok(in[u], 2 * pad[u], &padded) || padded > INT64_MAX / 2 || stride[u] > INT64_MAX / 2)
+        if (stride[u] > INT64_MAX / 2)
+            return cbn_fail(err, CBN_BAD_VALUE, "stride: expected a number below 2^62, got %lld", (long long)stride[u]);
+        if (!cbn_add_ok(in[u], 2 * pad[u], &padded) || padded > INT64_MAX / 2)
             return cbn_fail(err, CBN_BAD_VALUE, "input: expected a padded size below 2^62, got %lld with padding %lld",
                             (long long)in[u], (long long)pad[u]);
         const int64_t room = padded - reach;

@@ -241,6 +241,37 @@ def test_depthwise(
         np.testing.assert_array_equal(plan(x), want)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("outputs", [9, 100])
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(2, 1, 1), (4, 2, 1), (3, 1, 2)])
+def test_transposed_with_many_blocks_of_output_channels(
+    isa: str, outputs: int, kernel: int, stride: int, dilation: int, rng: np.random.Generator
+) -> None:
+    """Blocks that share a copy of their input: the taps of a transposed convolution run backwards."""
+    w = rng.integers(-3, 4, (5, outputs, kernel, kernel)).astype(np.float32)
+    plan = _testing.plan_with_isa(isa, w, transposed=True, stride=stride, dilation=dilation)
+    for size in ((1, 2), (2, 7), (9, 11)):
+        x = rng.integers(-3, 4, (2, 5, *size)).astype(np.float32)
+        want = testing.reference_conv_transpose(x, w, None, stride, dilation=dilation)
+        np.testing.assert_array_equal(plan(x), want)
+
+
+@pytest.mark.usefixtures("keep_threads")
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("groups", [1, 16])
+def test_transposed_with_phases_that_no_tap_reaches(isa: str, groups: int, rng: np.random.Generator) -> None:
+    """Stride above the kernel size: rows between are bias only, whatever else the threads do."""
+    pyconvbn.set_num_threads(3)
+    w = rng.integers(-3, 4, (groups * 3, 2, 2, 2)).astype(np.float32)
+    b = rng.integers(-3, 4, groups * 2).astype(np.float32)
+    x = rng.integers(-3, 4, (3, groups * 3, 10, 9)).astype(np.float32)
+    arguments = dict(stride=(3, 4), padding=2, output_padding=(2, 1), groups=groups, dilation=(1, 2))
+    want = testing.reference_conv_transpose(x, w, b, **arguments)
+    plan = _testing.plan_with_isa(isa, w, b, transposed=True, **arguments)
+    for _ in range(20):
+        np.testing.assert_array_equal(plan(x), want)
+
+
 # -- special values ------------------------------------------------------------------------------
 
 

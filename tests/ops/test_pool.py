@@ -133,7 +133,8 @@ X = np.zeros((1, 2, 6, 6), np.float32)
         (lambda: F.adaptive_avg_pool2d(X, 0), r"output_size: expected >= 1, got 0"),
         (lambda: F.adaptive_avg_pool2d(X, (1, 2, 3)), r"output_size: expected 2 entries, got 3"),
         (lambda: F.max_pool2d(X, 2, out=np.empty((1, 2, 3, 4), np.float32)), r"out"),
-        (lambda: F.max_pool2d(X, 2**62), r"kernel's extent"),
+        (lambda: F.max_pool2d(X, 2**62, 1), r"kernel's extent"),
+        (lambda: F.max_pool2d(X, 2, 2**62), r"stride: expected a number below 2\^62"),
     ],
 )
 def test_errors(call: Any, text: str) -> None:
