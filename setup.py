@@ -66,8 +66,8 @@ class IsaBuildExt(build_ext):
     def build_extension(self, ext: Extension) -> None:
         # Flags may come from the environment: objects of other flags are as stale as those of older sources.
         stamp = Path(self.build_temp) / "pyconvbn-flags"
-        flags = repr([self.compiler.compiler_so, ext.extra_compile_args, ext.extra_link_args, ISAS])
-        fresh = stamp.is_file() and stamp.read_text() == flags
+        wanted = repr([self.compiler.compiler_so, ext.extra_compile_args, ext.extra_link_args, ISAS])
+        fresh = stamp.is_file() and stamp.read_text() == wanted
         if fresh and not self.force and not newer_group(ext.depends, self.get_ext_fullpath(ext.name), "newer"):
             return
         jobs = [(source, []) for source in ext.sources]
@@ -102,7 +102,7 @@ class IsaBuildExt(build_ext):
             super().build_extension(ext)
         finally:
             ext.sources, self.force = declared, forced
-        stamp.write_text(flags)
+        stamp.write_text(wanted)
 
     def understands(self, flags: list[str]) -> bool:
         if not flags:

@@ -24,8 +24,7 @@ static const cbn_kernels *const compiled[] = {
 #ifdef CBN_HAVE_NEON
     &cbn_kernels_neon,
 #endif
-    &cbn_kernels_scalar,
-    NULL,
+    &cbn_kernels_scalar, NULL,
 };
 enum { COMPILED = sizeof compiled / sizeof compiled[0] - 1 };
 

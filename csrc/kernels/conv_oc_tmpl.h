@@ -3,15 +3,16 @@
  *
  * Needs    CBN_FN, the vec header, TILE_OC_NP and TILE_OC_NV: the largest tile.
  * Defines  CBN_FN(conv_oc) and one instance for each (np, nv) up to that.
- * Vector registers: np*nv sums + nv weights + 1 broadcast; TILE_OC_NP*TILE_OC_NV + TILE_OC_NV + 1 must fit.
- * General registers: np pixel addresses + 7. */
+ * Vector registers: np*nv sums + nv weights + 1 broadcast; TILE_OC_NP*TILE_OC_NV + TILE_OC_NV + 1
+ * must fit. General registers: np pixel addresses + 7. */
 
-/* Hides a value from gcc, which otherwise replaces the one offset shared by all pixels by one pointer per pixel. */
+/* Hides a value from gcc, which otherwise replaces the one offset shared by all pixels by one
+ * pointer per pixel. */
 #define OC_OPAQUE(v) __asm__("" : "+r"(v))
 
 /* Sums of one (channel, tap): acc[p][v] += w[v] * pixel p. */
-CBN_INLINE void CBN_FN(oc_step)(const int np, const int nv, vf *acc, const float *w, const float *const *px,
-                                int64_t off) {
+CBN_INLINE void CBN_FN(oc_step)(const int np, const int nv, vf *acc, const float *w,
+                                const float *const *px, int64_t off) {
     vf wv[TILE_OC_NV];
     CBN_UNROLL for (int v = 0; v < nv; v++) wv[v] = vf_pin(vf_load(w + v * VF_LANES));
     CBN_UNROLL for (int p = 0; p < np; p++) {
@@ -23,7 +24,8 @@ CBN_INLINE void CBN_FN(oc_step)(const int np, const int nv, vf *acc, const float
 CBN_INLINE vf CBN_FN(oc_clamp)(vf a, vf lo, vf hi) { return vf_min(hi, vf_max(lo, a)); }
 
 /* Output channels contiguous (linear): the accumulators are stored as they lie. */
-CBN_INLINE void CBN_FN(oc_store_lanes)(const int np, const int nv, const vf *acc, const cbn_conv_oc_args *a) {
+CBN_INLINE void CBN_FN(oc_store_lanes)(const int np, const int nv, const vf *acc,
+                                       const cbn_conv_oc_args *a) {
     const vf lo = vf_set1(a->epi.lo), hi = vf_set1(a->epi.hi);
     CBN_UNROLL for (int v = 0; v < nv; v++) {
         const int64_t n = CBN_MIN(a->oc_valid - v * VF_LANES, VF_LANES);
@@ -37,8 +39,10 @@ CBN_INLINE void CBN_FN(oc_store_lanes)(const int np, const int nv, const vf *acc
     }
 }
 
-/* The tile's pixels are neighbours in y: transpose, so that each channel's pixels leave as one row. */
-CBN_INLINE void CBN_FN(oc_store_rows)(const int np, const int nv, const vf *acc, const cbn_conv_oc_args *a) {
+/* The tile's pixels are neighbours in y: transpose, so that each channel's pixels leave as one
+ * row. */
+CBN_INLINE void CBN_FN(oc_store_rows)(const int np, const int nv, const vf *acc,
+                                      const cbn_conv_oc_args *a) {
     const vf lo = vf_set1(a->epi.lo), hi = vf_set1(a->epi.hi);
     const float *res = a->epi.residual;
     CBN_UNROLL for (int v = 0; v < nv; v++) {
@@ -46,8 +50,8 @@ CBN_INLINE void CBN_FN(oc_store_rows)(const int np, const int nv, const vf *acc,
         CBN_UNROLL for (int h = 0; h < np; h += VF_LANES) {
             const int n = CBN_MIN(np - h, VF_LANES);
             vf r[VF_LANES];
-            CBN_UNROLL for (int i = 0; i < VF_LANES; i++)
-                r[i] = i < n ? acc[(i < n ? h + i : 0) * nv + v] : vf_zero();
+            CBN_UNROLL for (int i = 0; i < VF_LANES; i++) r[i] =
+                i < n ? acc[(i < n ? h + i : 0) * nv + v] : vf_zero();
             if (!res) {
                 CBN_UNROLL for (int i = 0; i < n; i++) r[i] = CBN_FN(oc_clamp)(r[i], lo, hi);
             }
@@ -63,9 +67,11 @@ CBN_INLINE void CBN_FN(oc_store_rows)(const int np, const int nv, const vf *acc,
     }
 }
 
-/* Pixels anywhere: one element at a time, from a copy s[np][vw] of the sums, clamped already when there is no residual.
- * Channel by channel, since those lie far apart while the pixels of a tile are close. Shared by all instances. */
-static __attribute__((noinline)) void CBN_FN(oc_scatter)(int np, int vw, const float *s, const cbn_conv_oc_args *a) {
+/* Pixels anywhere: one element at a time, from a copy s[np][vw] of the sums, clamped already when
+ * there is no residual. Channel by channel, since those lie far apart while the pixels of a tile
+ * are close. Shared by all instances. */
+static __attribute__((noinline)) void CBN_FN(oc_scatter)(int np, int vw, const float *s,
+                                                         const cbn_conv_oc_args *a) {
     const int64_t *const ypix = a->ypix;
     float *y = a->y;
     if (!a->epi.residual) {
@@ -88,7 +94,8 @@ CBN_INLINE void CBN_FN(oc_tile)(const int np, const int nv, const cbn_conv_oc_ar
     vf acc[TILE_OC_NP * TILE_OC_NV];
     const float *px[TILE_OC_NP];
     CBN_UNROLL for (int p = 0; p < np; p++) px[p] = a->x + a->xpix[p];
-    CBN_UNROLL for (int i = 0; i < np * nv; i++) acc[i] = a->load_acc ? vf_load(a->acc + i * VF_LANES) : vf_zero();
+    CBN_UNROLL for (int i = 0; i < np * nv; i++) acc[i] =
+        a->load_acc ? vf_load(a->acc + i * VF_LANES) : vf_zero();
 
     const float *w = a->w;
     const int64_t x_ic = a->x_ic, w_ic = a->w_ic, ntaps = a->ntaps;
@@ -105,7 +112,8 @@ CBN_INLINE void CBN_FN(oc_tile)(const int np, const int nv, const cbn_conv_oc_ar
         const int64_t *const tx = a->tap_x, *const tw = a->tap_w;
         int64_t xo = 0;
         for (int64_t i = a->ic; i > 0; i--) {
-            for (int64_t t = 0; t < ntaps; t++) CBN_FN(oc_step)(np, nv, acc, w + tw[t], px, xo + tx[t]);
+            for (int64_t t = 0; t < ntaps; t++)
+                CBN_FN(oc_step)(np, nv, acc, w + tw[t], px, xo + tx[t]);
             xo += x_ic;
             w += w_ic;
         }
@@ -136,8 +144,10 @@ CBN_INLINE void CBN_FN(oc_tile)(const int np, const int nv, const cbn_conv_oc_ar
 }
 
 /* Instances. The list of pixels stops at the tile size of the ISA. */
-#define OC_INSTANCE_(np, nv)                                                                       \
-    static void CBN_FN(CBN_CAT(oc_##np, x##nv))(const cbn_conv_oc_args *a) { CBN_FN(oc_tile)(np, nv, a); }
+#define OC_INSTANCE_(np, nv)                                                 \
+    static void CBN_FN(CBN_CAT(oc_##np, x##nv))(const cbn_conv_oc_args *a) { \
+        CBN_FN(oc_tile)(np, nv, a);                                          \
+    }
 #if TILE_OC_NV == 2
 #define OC_FOR_NV_(X, np) X(np, 1) X(np, 2)
 #elif TILE_OC_NV == 4

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* conv_px: a tile of TILE_PX_MR output channels by up to TILE_PX_NV vectors of pixels; contract in cbn_kernels.h.
+/* conv_px: a tile of TILE_PX_MR output channels by up to TILE_PX_NV vectors of pixels; contract in
+ * cbn_kernels.h.
  *
  * Needs    CBN_FN, the vec header, TILE_PX_MR, TILE_PX_NV.
  * Defines  CBN_FN(conv_px).
  * Vector registers: TILE_PX_MR*TILE_PX_NV sums + TILE_PX_NV pixels + 1 weight. */
 
 /* nv vectors of pixels; the last one holds `last` of them (masked when it is not whole). */
-CBN_INLINE void CBN_FN(px_tile)(const int nv, const bool whole, const int64_t last, const cbn_conv_px_args *a) {
+CBN_INLINE void CBN_FN(px_tile)(const int nv, const bool whole, const int64_t last,
+                                const cbn_conv_px_args *a) {
     vf acc[TILE_PX_MR * TILE_PX_NV];
     CBN_UNROLL for (int i = 0; i < TILE_PX_MR * nv; i++) acc[i] = vf_zero();
 
@@ -15,12 +17,13 @@ CBN_INLINE void CBN_FN(px_tile)(const int nv, const bool whole, const int64_t la
     const int64_t pf_step = a->prefetch ? a->prefetch_step : 0, x_ic = a->x_ic;
     for (int64_t k = a->ic; k > 0; k--) {
         vf xv[TILE_PX_NV];
-        CBN_UNROLL for (int v = 0; v < nv; v++)
-            xv[v] = vf_pin(whole || v < nv - 1 ? vf_load(x + v * VF_LANES) : vf_load_n(x + v * VF_LANES, last));
+        CBN_UNROLL for (int v = 0; v < nv; v++) xv[v] = vf_pin(
+            whole || v < nv - 1 ? vf_load(x + v * VF_LANES) : vf_load_n(x + v * VF_LANES, last));
         __builtin_prefetch(pf);
         CBN_UNROLL for (int c = 0; c < TILE_PX_MR; c++) {
             const vf b = vf_pin(vf_set1(w[c]));
-            CBN_UNROLL for (int v = 0; v < nv; v++) acc[c * nv + v] = vf_fma(b, xv[v], acc[c * nv + v]);
+            CBN_UNROLL for (int v = 0; v < nv; v++) acc[c * nv + v] =
+                vf_fma(b, xv[v], acc[c * nv + v]);
         }
         x += x_ic;
         w += TILE_PX_MR;
@@ -43,10 +46,12 @@ CBN_INLINE void CBN_FN(px_tile)(const int nv, const bool whole, const int64_t la
     }
 }
 
-#define PX_INSTANCE_(nv)                                                                           \
-    static void CBN_FN(px_whole_##nv)(const cbn_conv_px_args *a) { CBN_FN(px_tile)(nv, true, VF_LANES, a); } \
-    static void CBN_FN(px_part_##nv)(const cbn_conv_px_args *a) {                                  \
-        CBN_FN(px_tile)(nv, false, a->np - (nv - 1) * VF_LANES, a);                                \
+#define PX_INSTANCE_(nv)                                            \
+    static void CBN_FN(px_whole_##nv)(const cbn_conv_px_args *a) {  \
+        CBN_FN(px_tile)(nv, true, VF_LANES, a);                     \
+    }                                                               \
+    static void CBN_FN(px_part_##nv)(const cbn_conv_px_args *a) {   \
+        CBN_FN(px_tile)(nv, false, a->np - (nv - 1) * VF_LANES, a); \
     }
 #if TILE_PX_NV == 2
 #define PX_FOR_NV_(X) X(1) X(2)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Included last by each isa_*.c: instantiates every template and emits the one table of that ISA.
- * Needs: the vec header, CBN_ISA, CBN_ISA_NEEDS (CPU feature bits), TILE_OC_NP, TILE_OC_NV, TILE_PX_MR, TILE_PX_NV. */
+ * Needs: the vec header, CBN_ISA, CBN_ISA_NEEDS (CPU feature bits), TILE_OC_NP, TILE_OC_NV,
+ *     TILE_PX_MR, TILE_PX_NV. */
 #define CBN_FN(name) CBN_CAT(name, CBN_ISA)
 
 #include "kernels/conv_oc_tmpl.h"
@@ -10,15 +11,14 @@
 #include "kernels/peak_tmpl.h"
 
 extern const cbn_kernels CBN_CAT(cbn_kernels, CBN_ISA);
-const cbn_kernels CBN_CAT(cbn_kernels, CBN_ISA) = {
-    .isa = CBN_STR(CBN_ISA),
-    .needs = CBN_ISA_NEEDS,
-    .lanes = VF_LANES,
-    .oc_np = TILE_OC_NP,
-    .oc_nv = TILE_OC_NV,
-    .px_mr = TILE_PX_MR,
-    .px_nv = TILE_PX_NV,
+const cbn_kernels CBN_CAT(cbn_kernels, CBN_ISA) = {.isa = CBN_STR(CBN_ISA),
+                                                   .needs = CBN_ISA_NEEDS,
+                                                   .lanes = VF_LANES,
+                                                   .oc_np = TILE_OC_NP,
+                                                   .oc_nv = TILE_OC_NV,
+                                                   .px_mr = TILE_PX_MR,
+                                                   .px_nv = TILE_PX_NV,
 #define CBN_INIT_(name, sig) .name = CBN_FN(name),
-    CBN_KERNEL_LIST(CBN_INIT_)
+                                                   CBN_KERNEL_LIST(CBN_INIT_)
 #undef CBN_INIT_
 };

@@ -40,7 +40,8 @@ CBN_INLINE void vf_store_n(float *p, vf a, int64_t n) {
 CBN_INLINE vf vf_load_range(const float *p, int64_t lo, int64_t hi) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)hi), lane);
-    return _mm256_maskload_ps(p, _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)lo), lane), below));
+    return _mm256_maskload_ps(
+        p, _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)lo), lane), below));
 }
 
 CBN_INLINE vf vf_pin(vf a) {

@@ -16,11 +16,16 @@ CBN_INLINE void vf_store(float *p, vf a) { vst1q_f32(p, a); }
 CBN_INLINE vf vf_load_n(const float *p, int64_t n) {
     const float32x2_t z = vdup_n_f32(0.0f);
     switch (n) {
-    case 0: return vdupq_n_f32(0.0f);
-    case 1: return vcombine_f32(vld1_lane_f32(p, z, 0), z);
-    case 2: return vcombine_f32(vld1_f32(p), z);
-    case 3: return vcombine_f32(vld1_f32(p), vld1_lane_f32(p + 2, z, 0));
-    default: return vld1q_f32(p);
+    case 0:
+        return vdupq_n_f32(0.0f);
+    case 1:
+        return vcombine_f32(vld1_lane_f32(p, z, 0), z);
+    case 2:
+        return vcombine_f32(vld1_f32(p), z);
+    case 3:
+        return vcombine_f32(vld1_f32(p), vld1_lane_f32(p + 2, z, 0));
+    default:
+        return vld1q_f32(p);
     }
 }
 CBN_INLINE void vf_store_n(float *p, vf a, int64_t n) {

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The vector operations, one lane wide: this file is their specification. The files of the other ISAs define the same
- * names with the same meaning lane by lane, to the bit (one exception: the payload of a NaN). A new operation needs
- * two users and a test.
+/* The vector operations, one lane wide: this file is their specification. The files of the other
+ * ISAs define the same names with the same meaning lane by lane, to the bit (one exception: the
+ * payload of a NaN). A new operation needs two users and a test.
  *
  *   vf          a vector of VF_LANES floats
  *   VF_LANES    a power of two
  *
- * Pointers need no alignment beyond that of their element. Nothing outside the named elements is touched. */
+ * Pointers need no alignment beyond that of their element. Nothing outside the named elements is
+ * touched. */
 #ifndef CBN_VEC_SCALAR_H
 #define CBN_VEC_SCALAR_H
 #include <string.h>
@@ -26,10 +27,14 @@ CBN_INLINE void vf_store_n(float *p, vf a, int64_t n) {
     if (n > 0) *p = a;
 }
 
-/* Lanes lo <= i < hi, 0 <= lo, hi <= VF_LANES (none when hi <= lo); the others are 0 and their memory is not touched. */
-CBN_INLINE vf vf_load_range(const float *p, int64_t lo, int64_t hi) { return lo <= 0 && hi > 0 ? *p : 0.0f; }
+/* Lanes lo <= i < hi, 0 <= lo, hi <= VF_LANES (none when hi <= lo); the others are 0 and their
+ * memory is not touched. */
+CBN_INLINE vf vf_load_range(const float *p, int64_t lo, int64_t hi) {
+    return lo <= 0 && hi > 0 ? *p : 0.0f;
+}
 
-/* a, and from here on in a register: gcc 12 otherwise loads a vector again as the memory operand of each of its uses. */
+/* a, and from here on in a register: gcc 12 otherwise loads a vector again as the memory operand of
+ * each of its uses. */
 CBN_INLINE vf vf_pin(vf a) { return a; }
 
 CBN_INLINE vf vf_add(vf a, vf b) { return a + b; }
@@ -39,8 +44,8 @@ CBN_INLINE vf vf_div(vf a, vf b) { return a / b; }
 /* a*b + c, rounded once. */
 CBN_INLINE vf vf_fma(vf a, vf b, vf c) { return __builtin_fmaf(a, b, c); }
 
-/* The second operand is returned when either is NaN or both are zero, as x86 does. So a clamp that lets NaN through is
- * vf_min(hi, vf_max(lo, x)). */
+/* The second operand is returned when either is NaN or both are zero, as x86 does. So a clamp that
+ * lets NaN through is vf_min(hi, vf_max(lo, x)). */
 CBN_INLINE vf vf_min(vf a, vf b) { return a < b ? a : b; }
 CBN_INLINE vf vf_max(vf a, vf b) { return a > b ? a : b; }
 
@@ -48,7 +53,8 @@ CBN_INLINE vf vf_max(vf a, vf b) { return a > b ? a : b; }
 CBN_INLINE vf vf_if_lt(vf a, vf b, vf x, vf y) { return a < b ? x : y; }
 CBN_INLINE vf vf_if_nan(vf a, vf x, vf y) { return a != a ? x : y; }
 
-/* Of the 2*VF_LANES elements of a followed by b: those at even positions, those at odd positions, in order. */
+/* Of the 2*VF_LANES elements of a followed by b: those at even positions, those at odd positions,
+ * in order. */
 CBN_INLINE vf vf_even(vf a, vf b) {
     (void)b;
     return a;
@@ -58,8 +64,8 @@ CBN_INLINE vf vf_odd(vf a, vf b) {
     return b;
 }
 
-/* The same, in an order that is cheaper to make and the same for both; vf_unmix puts the lanes of any one vector made
- * of such vectors lane by lane into order. */
+/* The same, in an order that is cheaper to make and the same for both; vf_unmix puts the lanes of
+ * any one vector made of such vectors lane by lane into order. */
 CBN_INLINE vf vf_even_mixed(vf a, vf b) { return vf_even(a, b); }
 CBN_INLINE vf vf_odd_mixed(vf a, vf b) { return vf_odd(a, b); }
 CBN_INLINE vf vf_unmix(vf a) { return a; }
@@ -107,7 +113,9 @@ CBN_INLINE void vf_store_f16(uint16_t *p, vf a) {
         h = 0x7e00u | (mag >> 13 & 0x3ffu);
     } else if (mag >= 0x47800000u) { /* 2^16 and above */
         h = 0x7c00u;
-    } else if (mag >= 0x38800000u) { /* normal binary16; rounding may carry into the exponent, up to infinity */
+    } else if (
+        mag >=
+        0x38800000u) { /* normal binary16; rounding may carry into the exponent, up to infinity */
         h = (mag - 0x38000000u + 0xfffu + (mag >> 13 & 1u)) >> 13;
     } else { /* a multiple of 2^-24 after rounding: let the adder round at that place */
         float m;
