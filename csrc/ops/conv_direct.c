@@ -12,11 +12,11 @@
  * Input channels are taken a chunk at a time, so that the weights of a block stay in L1 while all
  * tiles of the job use them. When several blocks share a job, the part of the input a tile reads,
  * its window, is first copied to one place: in the image every row of every channel is another
- * cache line and every channel another page, which costs more (8 % on 3x3, 25 % on 1x1 layers,
- * measured) than the copy.
+ * cache line and every channel another page, which costs more (up to 8 % on strided 3x3 and 25 % on
+ * 1x1 layers, measured) than the copy.
  *
- * The sum of an output element is always taken over channels, then taps, each one fused multiply-
- * add, so results do not depend on tiles, jobs, threads or the batch. */
+ * The sum of an output element is always taken over channels, then taps, each one fused multiply-add,
+ * so results do not depend on tiles, jobs, threads or the batch. */
 #include <stdio.h>
 #include <string.h>
 #include "base/cbn_alloc.h"
@@ -30,15 +30,15 @@ enum {
     JOB_TILES = 32,
     /* A chunk of weights of one output channel block stays in L1 while the tiles of a job pass. */
     CHUNK_BYTES = 16 * 1024,
-    BATCH_BLOCKS =
-        8, /* blocks of output channels that share tables, windows and a place for their sums */
+    /* Blocks of output channels that share tables, windows and a place for their sums. */
+    BATCH_BLOCKS = 8,
     PREFETCH_TILES = 4, /* tiles it takes to hide the prefetch of the next weights behind */
     WINDOW_STEP = 4,    /* pixels further apart than this share no cache lines worth copying */
     /* Fewer multiply-adds than this (about 10 us) are not worth a thread. */
     THREAD_WORK = 500 * 1000
 };
 
-/* ---- preparing ------------------------------------------------------------------------------------------------------ */
+/* ---- preparing ------------------------------------------------------------------------------- */
 static bool direct_supports(const cbn_conv_desc *d, const cbn_conv_context *ctx,
                             const char **why_not) {
     (void)ctx;
@@ -200,7 +200,7 @@ done:
     return status;
 }
 
-/* ---- running -------------------------------------------------------------------------------- */
+/* ---- running --------------------------------------------------------------------------------- */
 /* Asks for what the next job reads in the place of tile t: the hardware does not foresee a walk
  * over channels. */
 static void job_prefetch(const direct_job *job, const tile *t, const float *x, int64_t x_plane,

@@ -42,8 +42,8 @@ typedef struct tile {
     const int64_t *tap_x, *tap_w; /* tap_x: within the window if there is one */
     int64_t xpix[CBN_DIRECT_MAX_NP], ypix[CBN_DIRECT_MAX_NP];
     int64_t acc; /* where its sums begin, in elements of one block's sums */
-    float *
-        window; /* NULL: xpix points into the image; else from x_at there, and xpix into the window */
+    /* NULL: xpix points into the image. Else what lies from x_at on there, and xpix points here. */
+    float *window;
     int64_t x_at;
     const region *r;
     const int64_t *segment_x;

@@ -18,7 +18,7 @@ static float *guarded(const float *from, size_t n, check_side side) {
 
 static float clamped(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
 
-/* ---- conv_oc ------------------------------------------------------------------------------------------------ */
+/* ---- conv_oc --------------------------------------------------------------------------------- */
 enum { MOST_TAPS = 4, MOST_IC = 5, MOST_NP = 16, MOST_VW = 64 };
 typedef enum { STORE_ACC, STORE_ROWS, STORE_POINTS, STORE_LANES } store_kind;
 
@@ -121,7 +121,7 @@ CHECK_TEST(conv_oc_stays_inside) {
     }
 }
 
-/* ---- conv_px ------------------------------------------------------------------------------------------------ */
+/* ---- conv_px --------------------------------------------------------------------------------- */
 static void px_case(const cbn_kernels *k, int np, int valid, int64_t ic, check_side side) {
     const int64_t x_ic = np + 1, y_oc = np + 2, ny = (valid - 1) * y_oc + np,
                   nx = (ic - 1) * x_ic + np;
@@ -166,7 +166,7 @@ CHECK_TEST(conv_px_stays_inside) {
     }
 }
 
-/* ---- direct and pointwise: threads, scratch, memory of the image ---------------------------------------------- */
+/* ---- direct and pointwise: threads, scratch, memory of the image ----------------------------- */
 typedef struct problem {
     int64_t n, g, icg, ocg, in[2], k[2], stride[2], pad[2], dil[2];
     bool transposed;
@@ -259,7 +259,7 @@ static void problems_run(const cbn_conv_impl *impl) {
 CHECK_TEST(direct_equals_the_reference) { problems_run(&cbn_conv_direct); }
 CHECK_TEST(pointwise_equals_the_reference) { problems_run(&cbn_conv_pointwise); }
 
-/* ---- speed -------------------------------------------------------------------------------------------------- */
+/* ---- speed ----------------------------------------------------------------------------------- */
 CHECK_BENCH(fma_peak) {
     for (const cbn_kernels *const *t = check_tables(); *t; t++) {
         double flops;
