@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "cpu/cbn_cpu.h"
 #include "kernels/cbn_kernels.h"
-#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) || !defined(__AVX512VL__)
+#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) ||                   \
+    !defined(__AVX512VL__)
 #error "isa_avx512.c must be compiled with its ISA flags (see the ISA table of setup.py)"
 #endif
 #include "simd/vec_avx512.h"
