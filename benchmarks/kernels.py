@@ -144,41 +144,6 @@ def bench_conv_dw(testing: Any, isa: str) -> list[Case]:
 
 @kernel_bench
 def bench_conv_oc(testing: Any, isa: str) -> list[Case]:
-    """The largest tile on a 3x3 and a 1x1 layer whose chunk of weights fits L1."""
-    size = testing.tile_sizes(isa)
-    np_, nv, vw = size["oc_np"], size["oc_nv"], size["oc_nv"] * size["lanes"]
-    cases = []
-    for label, ic, taps in (("3x3", 16, 9), ("1x1", 128, 1)):
-        row = np_ + 2
-        x, w, y = normal(ic * 3 * row), normal(ic * taps * vw), normal(vw * np_)
-        pixels = np.arange(np_, dtype=np.int64)
-        tap_x = np.array([t // 3 * row + t % 3 for t in range(taps)], np.int64)
-        tap_w = np.arange(taps, dtype=np.int64) * vw
-        arguments = (isa, np_, nv, x, pixels, 3 * row, w, taps * vw, ic, tap_x, tap_w, None, False, y, pixels, np_, vw,
-                     True, normal(vw), None, 0.0, INFINITE)
-        cases.append(Case(f"{label}, {ic} channels, {np_} pixels x {vw}",
-                          lambda arguments=arguments: testing.conv_oc(*arguments), 2 * np_ * vw * ic * taps, "FLOP"))
-    return cases
-
-
-@kernel_bench
-def bench_conv_px(testing: Any, isa: str) -> list[Case]:
-    size = testing.tile_sizes(isa)
-    mr, pixels, ic = size["px_mr"], size["px_nv"] * size["lanes"], 128
-    x, w, y, bias = normal(ic, pixels), normal(ic, mr), normal(mr, pixels), normal(mr)
-    return [Case(f"{ic} channels, {mr} x {pixels} pixels",
-                 lambda: testing.conv_px(isa, x, pixels, w, ic, y, pixels, mr, pixels, bias, None, 0.0, INFINITE),
-                 2 * mr * pixels * ic, "FLOP")]
-
-
-@kernel_bench
-def bench_fma_peak(testing: Any, isa: str) -> list[Case]:
-    flops, _ = testing.fma_peak(isa, 1000)
-    return [Case("in registers", lambda: testing.fma_peak(isa, 1000), flops, "FLOP")]
-
-
-@kernel_bench
-def bench_conv_oc(testing: Any, isa: str) -> list[Case]:
     """The full tile. Steps of 0 between channels keep the operands in L1, so that nothing but the loop is timed; the sum
     is long because checking the arguments costs some microseconds."""
     cases = []
