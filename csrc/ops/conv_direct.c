@@ -18,9 +18,11 @@
  * The sum of an output element is always taken over channels, then taps, each one fused
  * multiply-add, so results do not depend on tiles, jobs, threads or the batch. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include "base/cbn_alloc.h"
 #include "base/cbn_checked.h"
+#include "cpu/cbn_cpu.h"
 #include "ops/conv_direct_priv.h"
 #include "threads/cbn_parallel.h"
 
@@ -72,12 +74,50 @@ static void region_cut(const direct_state *s, const cbn_conv_desc *d, int np, re
     r->width = pixels + r->reach;
 }
 
+static int row_order(const void *a, const void *b) {
+    const int64_t x = ((const cbn_axis_class *)a)->out0, y = ((const cbn_axis_class *)b)->out0;
+    return (x > y) - (x < y);
+}
+
+/* Makes each row of the height axis a class of its own, in the order of the output. The width phases
+ * of a transposed convolution write every s-th element of the same rows: taken row by row, a cache
+ * line is still at hand when the next phase fills its gaps (measured: 1.35 to 1.6 times faster on
+ * outputs larger than L2). */
+static cbn_status rows_split(cbn_axis_plan *p, int64_t rows, cbn_error *err) {
+    cbn_axis_class *out = cbn_alloc_array((size_t)rows, sizeof *out);
+    if (!out) return cbn_fail_memory(err, "the rows of a convolution", (size_t)rows * sizeof *out);
+    int64_t n = 0;
+    for (int64_t i = 0; i < p->nclasses; i++) {
+        for (int64_t j = 0; j < p->classes[i].count; j++, n++) {
+            out[n] = p->classes[i];
+            out[n].out0 += j * out[n].out_step;
+            out[n].in0 += j * out[n].in_step;
+            out[n].count = 1;
+        }
+    }
+    assert(n == rows);
+    qsort(out, (size_t)n, sizeof *out, row_order);
+    cbn_free(p->classes);
+    p->classes = out;
+    p->nclasses = n;
+    return CBN_OK;
+}
+
+/* Rows long enough to fill tiles, in phases that leave gaps in an output that L2 does not hold. */
+static bool rows_worth_splitting(const direct_state *s, const cbn_conv_desc *d, int np) {
+    enum { MANY = 1 << 14 };
+    if (!d->transposed || d->stride[2] == 1 || d->out[0] * d->out[1] > MANY) return false;
+    const int64_t floats = d->oc * d->out[0] * d->out[1] * d->out[2];
+    if (floats <= (int64_t)(cbn_cpu_cache_sizes().l2 / sizeof(float))) return false;
+    return d->out[2] / d->stride[2] >= 2 * np && s->axis[2].nclasses <= MANY / (d->out[0] * d->out[1]);
+}
+
 static cbn_status regions_make(direct_state *s, const cbn_conv_desc *d, int np, cbn_error *err) {
     int64_t n = 1;
-    for (int a = 0; a < 3; a++) {
-        CBN_TRY(cbn_axis_plan_make(d, a, &s->axis[a], err));
+    for (int a = 0; a < 3; a++) CBN_TRY(cbn_axis_plan_make(d, a, &s->axis[a], err));
+    if (rows_worth_splitting(s, d, np)) CBN_TRY(rows_split(&s->axis[1], d->out[1], err));
+    for (int a = 0; a < 3; a++)
         if (!cbn_mul_ok(n, s->axis[a].nclasses, &n)) n = INT64_MAX;
-    }
     s->regions = n < INT32_MAX ? cbn_alloc_array((size_t)n + 1, sizeof *s->regions) : NULL;
     if (!s->regions)
         return cbn_fail_memory(err, "the regions of a convolution", (size_t)n * sizeof *s->regions);
@@ -147,8 +187,8 @@ static void direct_destroy(void *state) {
 
 /* Blocks it takes to earn back the copy of the windows (measured): more without a stride, where
  * neighbouring tiles share cache lines anyway. */
-static int64_t window_blocks(const direct_state *s, const cbn_conv_desc *d) {
-    return d->stride[2] == 1 && s->taps > 1 ? 8 : 3;
+static int64_t window_blocks(const cbn_conv_desc *d) {
+    return d->stride[2] == 1 && d->k[2] > 1 ? 8 : 3;
 }
 
 static cbn_status direct_prepare(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *w,
@@ -177,7 +217,7 @@ static cbn_status direct_prepare(const cbn_conv_desc *d, const cbn_conv_context 
         status = regions_make(s, d, k->oc_np, err);
         if (status != CBN_OK) goto done;
         s->job_taps = job_taps_max(s);
-        if (s->blocks < window_blocks(s, d)) s->window = 0;
+        if (s->blocks < window_blocks(d)) s->window = 0;
     }
     /* Without windows blocks share nothing but the tables, which stay from item to item. */
     const int64_t most = s->ic_chunk < s->icg ? BATCH_BLOCKS : 4 * BATCH_BLOCKS;

@@ -22,7 +22,8 @@ enum {
     SUPER_BYTES = 200 * 1024,
     PACK_BLOCKS = 8, /* blocks it takes to earn back the copy */
     MIN_VECTORS = 8,
-    MAX_PANEL = 64, /* pixels */
+    MIN_VECTORS_STRIDED = 4, /* less: conv_direct copies wider windows for these */
+    MAX_PANEL = 64,          /* pixels */
     THREAD_WORK = 500 * 1000
 };
 
@@ -57,7 +58,8 @@ static bool pointwise_supports(const cbn_conv_desc *d, const cbn_conv_context *c
     if (!*why_not && strided && d->oc / d->g < PACK_BLOCKS * ctx->kernels->px_mr)
         *why_not = "strided with too few output channels to earn back a copy of the input";
     /* conv_direct wastes no lane on the last pixels of a plane; here they cost a vector each. */
-    if (!*why_not && plane < MIN_VECTORS * ctx->kernels->lanes) *why_not = "the map is small";
+    const int64_t least = (strided ? MIN_VECTORS_STRIDED : MIN_VECTORS) * ctx->kernels->lanes;
+    if (!*why_not && plane < least) *why_not = "the map is small";
     return !*why_not;
 }
 
