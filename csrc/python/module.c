@@ -6,6 +6,7 @@
 #include "cpu/cbn_cpu.h"
 #include "python/py_module.h"
 #include "python/py_plan.h"
+#include "threads/cbn_parallel.h"
 
 #ifndef CBN_VERSION
 #define CBN_VERSION "0"
@@ -44,8 +45,11 @@ static int module_exec(PyObject *module) {
     if (state->plan_type == NULL || PyModule_AddType(module, (PyTypeObject *)state->plan_type) < 0) return -1;
     if (add_submodule(module) < 0) return -1;
 
-    const char *complaint = cbn_cpu_mask_complaint();
-    return complaint != NULL ? PyErr_WarnEx(PyExc_RuntimeWarning, complaint, 1) : 0;
+    /* Settings of the environment that could not be understood are used by nobody, so somebody must say so. */
+    const char *const complaints[] = {cbn_cpu_mask_complaint(), cbn_threads_complaint()};
+    for (size_t i = 0; i < sizeof complaints / sizeof complaints[0]; i++)
+        if (complaints[i] != NULL && PyErr_WarnEx(PyExc_RuntimeWarning, complaints[i], 1) < 0) return -1;
+    return 0;
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {

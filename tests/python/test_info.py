@@ -84,6 +84,11 @@ def test_masked_cpu_features_are_not_used():
     assert bad.returncode != 0 and "avx9000" in bad.stderr
 
 
+def test_a_thread_count_that_is_not_understood_is_told():
+    result = run_python("import pyconvbn; pyconvbn.get_num_threads()", PYCONVBN_NUM_THREADS="many")
+    assert result.returncode == 0 and "RuntimeWarning" in result.stderr and "'many'" in result.stderr
+
+
 def test_threadpoolctl_controller():
     pytest.importorskip("threadpoolctl", reason="threadpoolctl is not installed")
     code = (
