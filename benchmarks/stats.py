@@ -50,12 +50,13 @@ def settle(limit: float = 0.25) -> None:
     """Waits until this process's other threads rest.
 
     Thread pools spin for a while after their last work (some for tens of milliseconds); the next rival must not
-    share the cores with that.
+    share the cores with that. The system counts the time of a thread that runs elsewhere at its clock tick only, every
+    4 ms at 250 Hz, so the look has to last several of them.
     """
     end = time.perf_counter() + limit
     while time.perf_counter() < end:
         wall, cpu = time.perf_counter(), time.process_time()
-        time.sleep(0.001)
+        time.sleep(0.014)
         if time.process_time() - cpu < 0.2 * (time.perf_counter() - wall):
             return
 

@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -33,7 +34,8 @@ enum { IDLE, PARKED, JOB, RUNNING, AWAITED, QUIT };
 
 typedef struct worker {
     _Alignas(CBN_CACHE_LINE) _Atomic uint32_t state;
-    int id; /* as fn sees it; 0 is the owner */
+    _Atomic int cpu; /* where it was when it last began to wait */
+    int id;          /* as fn sees it; 0 is the owner */
     pthread_t thread;
 } worker;
 
@@ -48,6 +50,7 @@ static struct {
     worker workers[CBN_MAX_THREADS];
     int nworkers; /* started */
     _Atomic int64_t spin_ns;
+    _Atomic int owner_cpu; /* where the running loop was started */
 
     cbn_range_fn fn;
     void *arg;
@@ -151,6 +154,7 @@ static uint32_t spin_while(_Atomic uint32_t *word, uint32_t value) {
             seen = atomic_load_explicit(word, memory_order_acquire);
             if (seen != value) return seen;
         }
+        sched_yield(); /* to whoever waits for this processor: it may be the thread that is waited for */
     } while (now_ns() - start < limit);
     return seen;
 }
@@ -178,18 +182,29 @@ static void work(int id) {
     cbn_fp_restore(fp);
 }
 
+/* A worker that wakes on the owner's processor only takes turns with it, and the system may leave it there for tens of
+ * milliseconds although another processor idles (measured, after other thread pools had been at work). Who has slept
+ * is placed anew, so it sleeps for a moment; the affinity stays the user's business. */
+static void leave_owner_cpu(void) {
+    if (atomic_load_explicit(&pool.spin_ns, memory_order_relaxed) == 0) return; /* no processor for each thread */
+    if (sched_getcpu() != atomic_load_explicit(&pool.owner_cpu, memory_order_relaxed)) return;
+    nanosleep(&(struct timespec){.tv_nsec = 1000}, NULL);
+}
+
 static void *worker_main(void *self) {
     worker *w = self;
     char name[16];
     snprintf(name, sizeof name, "pyconvbn-%d", w->id);
     (void)pthread_setname_np(pthread_self(), name);
     for (;;) {
+        atomic_store_explicit(&w->cpu, sched_getcpu(), memory_order_relaxed);
         uint32_t seen = spin_while(&w->state, IDLE);
         if (seen == IDLE) {
             if (atomic_compare_exchange_strong(&w->state, &seen, PARKED)) sleep_while(&w->state, PARKED);
             continue;
         }
         if (seen == QUIT) return NULL;
+        if (seen == JOB) leave_owner_cpu();
         if (seen == JOB && atomic_compare_exchange_strong(&w->state, &seen, RUNNING)) {
             work(w->id);
             if (atomic_exchange(&w->state, IDLE) == AWAITED) wake(&w->state);
@@ -259,10 +274,16 @@ void cbn_parallel_for(int64_t count, int64_t grain, int max_workers, cbn_range_f
         atomic_store_explicit(&pool.shares[i].next, pool.nchunks * i / pool.nthreads, memory_order_relaxed);
         pool.shares[i].end = pool.nchunks * (i + 1) / pool.nthreads;
     }
+    const int cpu = sched_getcpu();
+    bool here = false; /* a worker may be waiting for this very processor */
+    atomic_store_explicit(&pool.owner_cpu, cpu, memory_order_relaxed);
     for (int i = 0; i < nworkers; i++) {
         worker *w = &pool.workers[i];
-        if (atomic_exchange(&w->state, JOB) == PARKED) wake(&w->state);
+        const bool parked = atomic_exchange(&w->state, JOB) == PARKED;
+        if (parked) wake(&w->state);
+        here = here || parked || atomic_load_explicit(&w->cpu, memory_order_relaxed) == cpu;
     }
+    if (here) sched_yield();
     work(0);
     for (int i = 0; i < nworkers; i++) finish_worker(&pool.workers[i]);
     atomic_store(&pool.busy, false);
