@@ -29,7 +29,7 @@ ISAS = [
     ("neon", ("aarch64",), []),
     ("scalar", None, []),
 ]  # fmt: skip
-LAYERS = ["base", "cpu", "threads", "kernels", "ops", "python"]
+LAYERS = ["base", "cpu", "threads", "kernels", "ops", "graph", "python"]
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wvla"]
 # -ffp-contract=off: a fused multiply-add is written as one or there is none, so all instruction sets agree.
 CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0", *WARNINGS]

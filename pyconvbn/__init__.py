@@ -42,6 +42,12 @@ logging.getLogger("pyconvbn").addHandler(logging.NullHandler())
 _LAZY: dict[str, str | None] = {
     "functional": None,
     "nn": None,
+    "fx": None,
+    "ops": None,
+    "passes": None,
+    "FoldReport": "report",
+    "verify": "_verify",
+    "VerifyReport": "_verify",
     "testing": None,
     "config": None,
     "errors": None,
@@ -51,6 +57,7 @@ _LAZY: dict[str, str | None] = {
     "BatchNormParams": "plan",
     "efficient_conv_bn_eval": "_efficient",
     "efficient_conv_bn_eval_decomposed": "_efficient",
+    "fold": "_fold_model",
     "fuse_conv_bn_weights": "_fold",
     "fuse_linear_bn_weights": "_fold",
     "fuse_bn_conv_weights": "_fold",
@@ -81,7 +88,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from . import config, errors, functional, nn, testing
+    from . import config, errors, functional, fx, nn, passes, testing
     from ._efficient import efficient_conv_bn_eval, efficient_conv_bn_eval_decomposed
     from ._fold import (
         fuse_bn_conv_weights,
@@ -90,6 +97,9 @@ if TYPE_CHECKING:
         fuse_linear_bn_eval,
         fuse_linear_bn_weights,
     )
+    from ._fold_model import fold
     from ._info import doctor, get_num_threads, num_threads, set_num_threads, show_config
+    from ._verify import VerifyReport, verify
     from .errors import FoldError, PyConvBNWarning
     from .plan import BatchNormParams, Plan
+    from .report import FoldReport

@@ -3,69 +3,45 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core, nn, testing
-from .demo import (
-    BatchNormRow,
-    OneShot,
-    Planned,
-    Reference,
-    Unfused,
-    batch_norm_rows,
-    describe_flow,
-    has_weight_matrix,
-    load_demo,
-)
+from . import _core, fx, nn, testing
+from ._verify import VerifyReport, verify
+from .demo import Forms, load_demo, make_forms, reference_logits
+from .fx._describe import describe
 
-__all__ = ["DemoResult", "run_demo", "time_interleaved"]
+__all__ = ["BatchNormRow", "DemoResult", "FORMS", "run_demo", "time_interleaved"]
 
 _Array = NDArray[Any]
 
-#: A fused network may be this much further from float64 than the unfused one.
-ERROR_RATIO_LIMIT = 4.0
+#: The forms of the network as they are measured; attributes of `demo.Forms`.
+FORMS = ("unfused", "one_shot", "folded", "planned")
 
 
-class LayerCheck(Unfused):
-    """Runs unfused; compares each fused layer with float64, both given the same float32 input.
+@dataclass
+class BatchNormRow:
+    """A row of the FoldReport with what the demo measured of it."""
 
-    `errors` has per BN the largest error, relative to the largest output, without and with
-    fusing; `failures` names the layers outside the error model of `testing`.
-    """
-
-    def __init__(self, net: nn.Module, planned: Planned) -> None:
-        super().__init__(net)
-        self.planned = planned
-        self.errors: dict[str, tuple[float, float]] = {}
-        self.failures: list[str] = []
-
-    def conv_bn(
-        self, conv: str, bn: str, x: _Array, *, residual: _Array | None = None, relu: bool = True
-    ) -> _Array:
-        unfused = super().conv_bn(conv, bn, x, residual=residual, relu=relu)
-        if bn not in self.planned.fused:
-            return unfused
-        pair = self.net.get_submodule(conv), self.net.get_submodule(bn)
-        end: dict[str, Any] = {"residual": residual, "activation": "relu" if relu else None}
-        exact = testing.reference_conv_bn(x, *pair, **end)
-        fused = self.planned.conv_bn(conv, bn, x, residual=residual, relu=relu)
-        self.errors[bn] = _relative_error(unfused, exact), _relative_error(fused, exact)
-        try:
-            testing.assert_matches_reference(fused, x, *pair, **end)
-        except AssertionError as error:
-            self.failures.append(f"{bn}: {error}")
-        return unfused
-
-
-def _relative_error(values: _Array, exact: _Array) -> float:
-    return float(np.abs(values - exact).max() / max(np.abs(exact).max(), np.finfo(float).tiny))
+    name: str
+    node: str
+    outcome: str
+    reason: str
+    hint: str
+    blocking: str | None
+    producer: str | None  # the layer before it
+    layer: str = ""  # geometry of that layer, e.g. "Conv2d 3×3 1→16"
+    absorbed: list[str] = field(default_factory=list)  # what the prepared operator did too: "add", "relu"
+    algorithm: str | None = None
+    error_before: float | None = None  # largest error of the layer, relative to its largest output
+    error_after: float | None = None
 
 
 @dataclass
@@ -83,6 +59,8 @@ class DemoResult:
     images: _Array
     labels: _Array
     logits: _Array
+    forms: Forms
+    reports: dict[str, VerifyReport]
 
     @property
     def verified(self) -> bool:
@@ -97,6 +75,8 @@ class DemoResult:
             "error": self.error,
             "time": self.time,
             "memory": self.memory,
+            "fold_report": self.forms.report.to_dict(),
+            "verify": {name: report.to_dict() for name, report in self.reports.items()},
             "verified": self.verified,
             "failures": self.failures,
         }
@@ -124,18 +104,57 @@ def time_interleaved(
     return medians, {name: min(values) for name, values in samples.items()}, rounds
 
 
-def _error_ratio(before: _Array, after: _Array, exact: _Array) -> float:
-    """Largest (e_after + f)/(e_before + f) over the channels; f is one rounding of the result.
-
-    Both errors are largest absolute ones. f keeps a lucky exact result from looking like a loss.
-    """
-    floor = np.finfo(np.float32).eps * np.abs(exact).max(0)
-    errors = [np.abs(values - exact).max(0) + floor for values in (before, after)]
-    return float((errors[1] / errors[0]).max())
+def _relative_error(values: _Array, exact: _Array) -> float:
+    return float(np.abs(values - exact).max() / max(np.abs(exact).max(), np.finfo(float).tiny))
 
 
-def _memory(planned: Planned) -> dict[str, int]:
-    parts = [made.memory(planned.shapes[name]) for name, made in planned.plans.items()]
+class _Layers(fx.Interpreter):
+    """Runs the unfused graph and keeps what each module read, by its path, and what each node made, by its name."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.inputs: dict[str, _Array] = {}
+        self.outputs: dict[str, _Array] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "call_module":
+            self.inputs[str(n.target)] = self.fetch_args_kwargs_from_env(n)[0][0]
+        self.outputs[n.name] = value = super().run_node(n)
+        return value
+
+
+def _batch_norm_rows(forms: Forms, run: _Layers, failures: list[str]) -> list[BatchNormRow]:
+    """The rows of the FoldReport; each folded layer is compared with float64, both given the same float32 input."""
+    nodes = {node.name: node for node in forms.unfused.graph.nodes}
+    layers = {layer.target: layer for layer in forms.layers}
+    rows = []
+    for fold in forms.report.rows:
+        name = fold.target or fold.node
+        row = BatchNormRow(name, fold.node, fold.outcome, fold.reason, fold.hint, fold.blocking, None)
+        rows.append(row)
+        if fold.outcome == "kept" or fold.conv is None:
+            continue
+        conv = nodes[fold.conv]
+        row.producer = layer_name = str(conv.target)
+        row.layer = describe(conv, forms.unfused).title
+        read = run.inputs[layer_name]
+        pair = forms.unfused.get_submodule(layer_name), forms.unfused.get_submodule(name)
+        exact = testing.reference_conv_bn(read, *pair)
+        after = forms.folded.get_submodule(layer_name)(read)
+        row.error_before = _relative_error(run.outputs[fold.node], exact)
+        row.error_after = _relative_error(after, exact)
+        layer = layers[layer_name]
+        row.absorbed = layer.absorbed
+        row.algorithm = layer.plan.explain(read.shape)["algorithm"]
+        try:
+            testing.assert_matches_reference(after, read, *pair)
+        except AssertionError as error:
+            failures.append(f"{name}: {error}")
+    return rows
+
+
+def _memory(forms: Forms, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    parts = [layer.plan.memory(shapes[layer.target]) for layer in forms.layers]
     return {
         "weights": sum(part["weights"] for part in parts),
         "workspace": max(part["workspace"] for part in parts),
@@ -143,14 +162,14 @@ def _memory(planned: Planned) -> dict[str, int]:
     }
 
 
-def _network_facts(net: nn.Module, planned: Planned, x: _Array) -> dict[str, Any]:
-    flops = sum(made.cost(planned.shapes[name])["flops"] for name, made in planned.plans.items())
+def _network_facts(net: nn.Module, forms: Forms, shapes: dict[str, tuple[int, ...]], batch: int) -> dict[str, Any]:
+    flops = sum(layer.plan.cost(shapes[layer.target])["flops"] for layer in forms.layers)
     return {
         "name": type(net).__name__,
         "parameters": sum(int(parameter.size) for parameter in net.parameters()),
-        "flow": describe_flow(net, x),
-        "layers": sum(has_weight_matrix(module) for module in net.modules()),
-        "flops_per_image": round(flops / len(x)),
+        "layers": len(forms.layers),
+        "nodes": {name: len(getattr(forms, name).graph.nodes) for name in FORMS},
+        "flops_per_image": round(flops / batch),
     }
 
 
@@ -167,7 +186,7 @@ def _machine_facts() -> dict[str, Any]:
 
 
 def run_demo(*, images: int | None = None, batch: int = 64, seconds: float = 1.0) -> DemoResult:
-    """Run the network on its held-out images unfused, fused and planned, and compare.
+    """Run the network on its held-out images in each form, and compare.
 
     `images` limits how many of them are classified (all by default), `batch` is the batch size of
     the timing, `seconds` its budget. Raises `ValueError` for numbers below 1 or more images than
@@ -182,45 +201,27 @@ def run_demo(*, images: int | None = None, batch: int = 64, seconds: float = 1.0
     x, labels = pixels[:count], labels[:count]
     timed = pixels[np.arange(batch) % len(pixels)]
 
-    rows = batch_norm_rows(net, timed)
-    fused = {row.name for row in rows if row.outcome == "fused"}
-    one_shot, planned = OneShot(net, fused), Planned(net, fused)
-    net(timed, planned)
-    check = LayerCheck(net, planned)
-    net(timed, check)
-    for row in rows:
-        row.error_before, row.error_after = check.errors.get(row.name, (None, None))
-        if row.outcome == "fused":
-            row.absorbed = planned.absorbed[row.name]
-            shape = planned.shapes[row.producer]
-            row.algorithm = planned.plans[row.producer].explain(shape)["algorithm"]
+    forms = make_forms(net, timed.shape)
+    failures: list[str] = []
+    run = _Layers(forms.unfused)
+    run.run(timed)
+    rows = _batch_norm_rows(forms, run, failures)
+    shapes = {layer.target: run.inputs[layer.target].shape for layer in forms.layers}
 
-    exact = net(x, Reference(net))
-    logits = {"unfused": net(x), "one_shot": net(x, one_shot), "planned": net(x, planned)}
+    exact = reference_logits(net, x)
+    logits = {name: getattr(forms, name)(x) for name in FORMS}
+    reports = {name: verify(net, getattr(forms, name), x) for name in FORMS[1:]}
     error = {name: _relative_error(values, exact) for name, values in logits.items()}
-    ratios = {n: _error_ratio(logits["unfused"], logits[n], exact) for n in ("one_shot", "planned")}
-    failures = list(check.failures)
-    for name, ratio in ratios.items():
-        # Written so that NaN fails.
-        if not ratio <= ERROR_RATIO_LIMIT:
-            failures.append(
-                f"{name}: error is {ratio:.3g} times that of the unfused network "
-                f"(limit {ERROR_RATIO_LIMIT:g})"
-            )
+    for name, report in reports.items():
+        failures += [f"{name}: {line}" for line in str(report).splitlines() if not report.ok]
         changed = int((logits[name].argmax(1) != logits["unfused"].argmax(1)).sum())
         if changed:
             failures.append(f"{name}: {changed} of {count} predictions differ from unfused")
 
-    medians, best, rounds = time_interleaved(
-        {
-            "unfused": lambda: net(timed),
-            "one_shot": lambda: net(timed, one_shot),
-            "planned": lambda: net(timed, planned),
-        },
-        seconds=seconds,
-    )
+    calls: dict[str, Callable[[], Any]] = {name: functools.partial(getattr(forms, name), timed) for name in FORMS}
+    medians, best, rounds = time_interleaved(calls, seconds=seconds)
     return DemoResult(
-        network=_network_facts(net, planned, timed),
+        network=_network_facts(net, forms, shapes, batch),
         machine=_machine_facts(),
         batch_norms=rows,
         accuracy={
@@ -229,8 +230,8 @@ def run_demo(*, images: int | None = None, batch: int = 64, seconds: float = 1.0
         },
         error={
             **error,
-            **{f"{name}_ratio": ratio for name, ratio in ratios.items()},
-            "ratio_limit": ERROR_RATIO_LIMIT,
+            **{f"{name}_ratio": report.ratio for name, report in reports.items()},
+            "ratio_limit": reports["planned"].limit,
         },
         time={
             "batch": batch,
@@ -238,9 +239,11 @@ def run_demo(*, images: int | None = None, batch: int = 64, seconds: float = 1.0
             **{f"{name}_us": value * 1e6 for name, value in medians.items()},
             **{f"{name}_best_us": value * 1e6 for name, value in best.items()},
         },
-        memory=_memory(planned),
+        memory=_memory(forms, shapes),
         failures=failures,
         images=x,
         labels=labels,
         logits=logits["planned"],
+        forms=forms,
+        reports=reports,
     )

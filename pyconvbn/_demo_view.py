@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import re
 import shutil
 import textwrap
 from typing import Any, ClassVar, TextIO
@@ -13,13 +12,16 @@ from typing import Any, ClassVar, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .demo import BatchNormRow
-from ._demo_measure import DemoResult
+from ._demo_measure import BatchNormRow, DemoResult
+from .fx._describe import describe
 
-__all__ = ["Terminal", "demo_text", "draw_plot"]
+__all__ = ["RUNS", "Terminal", "demo_text", "draw_plot", "duration"]
 
 _STYLES = {"bold": "1", "dim": "2", "good": "32", "bad": "31", "accent": "36"}
-_RUNS = (("unfused", "unfused"), ("one_shot", "one-shot fused"), ("planned", "planned"))
+#: Form of the network and what it is called.
+RUNS = (
+    ("unfused", "unfused"), ("one_shot", "one-shot fused"), ("folded", "folded"), ("planned", "planned"),
+)  # fmt: skip
 
 
 class Terminal:
@@ -30,7 +32,7 @@ class Terminal:
 
     #: Every symbol used, and what stands for it in an encoding without them.
     _PLAIN: ClassVar[dict[str, str]] = {
-        "→": "->", "×": "x", "µ": "u", "✓": "+", "✗": "-", "─": "-",
+        "→": "->", "←": "<-", "×": "x", "·": ".", "µ": "u", "✓": "+", "✗": "-", "─": "-",
         "█": "#", "▌": "", "▀": "", "▄": "",
     }  # fmt: skip
 
@@ -73,11 +75,6 @@ class Terminal:
         return self.text("█" * (halves // 2) + "▌" * (halves % 2)) or self.text("█")
 
 
-def _geometry(value: str) -> str:
-    """3x3 and 1->16 as they are written by hand."""
-    return re.sub(r"(?<=\d)x(?=\d)", "×", value).replace("->", "→")
-
-
 def _heading(term: Terminal, title: str, note: str) -> list[str]:
     first, *others = term.wrap(f"{title}  {note}", "", "  ")
     line = term.paint(title, "bold") + term.paint(first[len(title) :], "dim")
@@ -92,7 +89,7 @@ def _size(count: int) -> str:
     return f"{count} bytes" if count < 1024 else f"{count / 1024:.0f} KB"
 
 
-def _duration(microseconds: float) -> str:
+def duration(microseconds: float) -> str:
     if microseconds < 1000:
         return f"{microseconds:.0f} µs"
     return f"{microseconds / 1000:.2f} ms"
@@ -134,42 +131,108 @@ def _gallery(result: DemoResult, term: Terminal) -> list[str]:
     return [*lines, "  " + "  ".join(captions)]
 
 
+def _node_line(node: Any, root: Any, last: Any) -> tuple[str, str]:
+    """What a node is and where; what it reads is added when that is not just the node before."""
+    about = describe(node, root)
+    reads = [used.name for used in node.all_input_nodes if used.op != "get_attr"]
+    title = about.title
+    if reads and node.op != "output" and (last is None or reads != [last.name]):
+        title += " ← " + ", ".join(reads)
+    return title, about.where if node.op == "call_module" else node.name
+
+
+def _graph_lines(result: DemoResult, term: Terminal) -> list[str]:
+    """The graph before, and in a second column what became of each node."""
+    before, after = result.forms.unfused, result.forms.folded
+    rows = {row.node: row for row in result.forms.report.rows}
+    holders = {row.conv for row in rows.values() if row.outcome == "folded"}
+    left = {node.name for node in after.graph.nodes}
+    nodes = list(before.graph.nodes)
+    kept = sum(row.outcome == "kept" for row in rows.values())
+    lines = _heading(
+        term, "Graph",
+        f"traced: {len(nodes)} nodes, {len(rows)} BatchNorms; folded: {len(left)} nodes, "
+        f"{kept} BatchNorm{'s' * (kept != 1)}",
+    )  # fmt: skip
+    table, last = [], None
+    for node in nodes:
+        title, where = _node_line(node, before, last)
+        last = node
+        row = rows.get(node.name)
+        if row is not None and row.outcome == "kept":
+            now, style = f"kept: {row.reason}", "bad"
+        elif node.name in holders:
+            now, style = f"{where} + BN", "good"
+        elif node.name in left:
+            now, style = where, ""
+        else:
+            now, style = "·", "dim"
+        table.append((term.text(title), term.text(where), term.text(now), style))
+    widths = [max(len(row[column]) for row in table) for column in (0, 1)]
+    for title, where, now, style in table:
+        place = term.paint(f"{where:<{widths[1]}}", "dim")
+        lines.append(f"  {title:<{widths[0]}}  {place}  {term.paint(now, style) if style else now}")
+    return lines
+
+
 def _row_cells(row: BatchNormRow, term: Terminal) -> list[str]:
-    """What there is to say about a fused BatchNorm, most important first."""
-    taken = "".join({"add": " + add", "relu": " + ReLU"}[name] for name in row.absorbed)
-    cells = [_geometry(row.layer), f"BN{taken}"]
+    """What there is to say about a folded BatchNorm, most important first."""
+    cells = [row.layer]
     if row.error_before is not None:
         cells.append(f"{row.error_before:.1e} → {row.error_after:.1e}")
-    return [term.text(cell) for cell in [*cells, row.algorithm or ""]]
+    taken = "".join({"add": " + add", "relu": " + ReLU"}[name] for name in row.absorbed)
+    cells += [f"BN{taken}", row.algorithm or ""]
+    return [term.text(cell) for cell in cells]
 
 
 def _rows(result: DemoResult, term: Terminal) -> list[str]:
+    """The FoldReport, one row per BatchNorm, with what was measured of each."""
     rows = result.batch_norms
     names = max(len(row.name) for row in rows)
-    cells = {row.name: _row_cells(row, term) for row in rows if row.outcome == "fused"}
+    cells = {row.name: _row_cells(row, term) for row in rows if row.outcome != "kept"}
     # Columns that do not fit are left out, from the right.
     widths: list[int] = []
     for column in zip(*cells.values(), strict=True):
         widths.append(max(map(len, column)))
-        if 4 + names + 2 + len("fused") + sum(widths) + 2 * len(widths) > term.width:
+        if 4 + names + 2 + len("folded") + sum(widths) + 2 * len(widths) > term.width:
             del widths[-1]
             break
-    note = f"{len(cells)} of {len(rows)} fused into the layer before"
-    if len(widths) > 2:
-        note += "; error against float64 unfused → fused"
-    lines = _heading(term, "BatchNorms", note)
+    note = str(result.forms.report).splitlines()[-1]
+    if len(widths) > 1:
+        note += "; error against float64 unfused → folded"
+    lines = _heading(term, "FoldReport", note)
     for row in rows:
-        good = row.outcome == "fused"
+        good = row.outcome != "kept"
         mark = term.text("✓" if good else "✗")
-        head = f"    {row.name:<{names}}  {row.outcome:<5}"
+        head = f"    {row.name:<{names}}  {row.outcome:<6}"
         if good:
             shown = zip(cells[row.name], widths, strict=False)
             texts = [head + "".join(f"  {cell:<{width}}" for cell, width in shown)]
         else:
             # A reason is never cut off: it goes on in the next line.
-            texts = term.wrap(f"{row.reason}: {row.detail}", head + "  ", " " * 6)
+            blocking = f" ({row.blocking})" if row.blocking else ""
+            texts = term.wrap(f"{row.reason}: {row.hint}{blocking}", head + "  ", " " * 6)
         texts[0] = f"  {term.paint(mark, 'good' if good else 'bad')}{texts[0][3:]}"
         lines += texts
+    return lines
+
+
+def _verify_lines(result: DemoResult, term: Terminal) -> list[str]:
+    """The verdicts of `verify`, one line for each form."""
+    limit = result.error["ratio_limit"]
+    lines = _heading(
+        term, "verify", f"error against float64, after / before folding, worst logit (limit {limit:g})"
+    )
+    lines.append(f"  {'':<16}{'ratio':>7}{'largest error':>15}{'before':>10}  {'ULP median / max':>17}   argmax")
+    for key, label in RUNS[1:]:
+        report = result.reports[key]
+        for o in report.outputs:
+            ulp = f"{o.ulp_median:.2g} / {o.ulp_max:.3g}"
+            text = (
+                f"  {label:<16}{o.ratio:>7.2f}{o.max_abs:>15.2e}{o.max_abs_before:>10.2e}  {ulp:>17}  "
+                f"{(o.argmax_agreement or 0):.2%}"
+            )
+            lines.append(text if report.ok else term.paint(text, "bad"))
     return lines
 
 
@@ -181,13 +244,13 @@ def _times(result: DemoResult, term: Terminal) -> list[str]:
         f"median of {time['rounds']} interleaved rounds"
     )
     lines = _heading(term, "Time", note)
-    slowest = max(time[f"{key}_us"] for key, _ in _RUNS)
+    slowest = max(time[f"{key}_us"] for key, _ in RUNS)
     room = term.width - 42
-    for key, label in _RUNS:
+    for key, label in RUNS:
         value = time[f"{key}_us"]
         bar = term.paint(term.bar(value / slowest, max(room, 8)), "accent")
         speed = "" if key == "unfused" else term.text(f"  {time['unfused_us'] / value:.2f}×")
-        lines.append(f"  {label:<16}{term.text(_duration(value)):>9}  {bar}{speed}")
+        lines.append(f"  {label:<16}{term.text(duration(value)):>9}  {bar}{speed}")
     return lines
 
 
@@ -220,31 +283,26 @@ def demo_text(result: DemoResult, term: Terminal) -> str:
         f"{net['name']}, {net['parameters']:,} parameters, {len(result.batch_norms)} BatchNorms, "
         f"{net['flops_per_image'] / 1e6:.1f} MFLOP an image",
     )  # fmt: skip
-    for chain in net["flow"]:
-        # A layer and its shape stay on one line: textwrap does not break at a no-break space.
-        parts = (_geometry(part).replace(" ", "\u00a0") for part in chain)
-        lines += [line.replace("\u00a0", " ") for line in term.wrap(" → ".join(parts))]
+    lines += _graph_lines(result, term)
     lines += _heading(
         term, "Images", f"{accuracy['images']} handwritten digits (UCI) it was not trained on"
     )
     lines += [*_gallery(result, term), *_rows(result, term)]
-    lines += _heading(term, "Results", "unfused, one-shot fused, planned")
-    shares = " → ".join(f"{accuracy[key]:.2%}" for key, _ in _RUNS)
-    errors = " → ".join(f"{error[key]:.1e}" for key, _ in _RUNS)
-    worst = max(error["one_shot_ratio"], error["planned_ratio"])
+    lines += _heading(term, "Results", ", ".join(label for _, label in RUNS))
+    shares = " → ".join(f"{accuracy[key]:.2%}" for key, _ in RUNS)
+    errors = " → ".join(f"{error[key]:.1e}" for key, _ in RUNS)
     memory = result.memory
     lines += _fact(term, "accuracy", shares)
     lines += _fact(
         term, "error",
-        f"{errors} of the largest logit, against float64; worst logit "
-        f"{worst:.2f} times the unfused error (limit {error['ratio_limit']:g})",
+        f"{errors} of the largest logit, against float64 NumPy",
     )  # fmt: skip
     lines += _fact(
         term, "memory",
         f"packed weights {_size(memory['weights'])}, workspace {_size(memory['workspace'])}, "
         f"largest activation {_size(memory['largest_activation'])}",
     )  # fmt: skip
-    lines += [*_times(result, term), *_verdict(result, term)]
+    lines += [*_verify_lines(result, term), *_times(result, term), *_verdict(result, term)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -287,8 +345,8 @@ def draw_plot(result: DemoResult, path: pathlib.Path) -> None:
         )  # fmt: skip
 
     left, right = lower.subplots(1, 2)
-    values = [result.time[f"{key}_us"] / 1000 for key, _ in _RUNS]
-    bars = left.barh([label for _, label in _RUNS], values, color=[grey, blue, blue], height=0.6)
+    values = [result.time[f"{key}_us"] / 1000 for key, _ in RUNS]
+    bars = left.barh([label for _, label in RUNS], values, color=[grey, *[blue] * (len(RUNS) - 1)], height=0.6)
     texts = [
         f"{value:.2f} ms" + (f"   {values[0] / value:.2f}×" if i else "")
         for i, value in enumerate(values)

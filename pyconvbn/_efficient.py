@@ -6,13 +6,13 @@ Source: Yang et al., "Efficient ConvBN Blocks for Transfer Learning and Beyond",
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core, functional
+from . import _core, counters, functional
 from ._modules import read_bn, read_conv, transposed_output_padding
 from .errors import FoldError
 
@@ -21,20 +21,50 @@ __all__ = ["efficient_conv_bn_eval", "efficient_conv_bn_eval_decomposed"]
 _Array = NDArray[Any]
 _Bn = tuple[Any, Any, Any, Any, float]
 
-# callable -> (spatial axes, transposed)
-_CONV_CALLABLES: dict[Any, tuple[int, bool]] = {
-    functional.linear: (0, False),
-    functional.conv1d: (1, False),
-    functional.conv2d: (2, False),
-    functional.conv3d: (3, False),
-    functional.conv_transpose1d: (1, True),
-    functional.conv_transpose2d: (2, True),
-    functional.conv_transpose3d: (3, True),
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _operator(row: str) -> Callable[[_Function], _Function]:
+    return lambda function: cast(_Function, _core.Operator(function, row))
+
+
+class _ConvForm(NamedTuple):
+    """How a convolution callable takes what follows (x, weight, bias)."""
+
+    nd: int | None  # spatial axes; 0 linear; None: those of the weight
+    transposed: bool
+    remaining: tuple[str, ...]
+
+
+_PLAIN = ("stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
+# by row of the op table
+_CONV_FORMS: dict[str, _ConvForm] = {
+    "functional.linear": _ConvForm(0, False, ()),
+    "aten.linear.default": _ConvForm(0, False, ()),
+    "aten.convolution.default": _ConvForm(
+        None, False, ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+    ),
 }
-_REMAINING = {
-    False: ("stride", "padding", "dilation", "groups"),
-    True: ("stride", "padding", "output_padding", "groups", "dilation"),
-}
+for _nd in (1, 2, 3):
+    _CONV_FORMS |= {
+        f"functional.conv{_nd}d": _ConvForm(_nd, False, _PLAIN),
+        f"aten.conv{_nd}d.default": _ConvForm(_nd, False, _PLAIN),
+        f"aten.conv{_nd}d.padding": _ConvForm(_nd, False, _PLAIN),
+        f"functional.conv_transpose{_nd}d": _ConvForm(_nd, True, _TRANSPOSED),
+        f"aten.conv_transpose{_nd}d.{'default' if _nd == 1 else 'input'}": _ConvForm(_nd, True, _TRANSPOSED),
+    }
+
+
+def _conv_form(conv: Any) -> _ConvForm:
+    row = _core.op_lookup(conv)
+    if row is None or row not in _CONV_FORMS:
+        known = ", ".join(name.removeprefix("functional.") for name in _CONV_FORMS if name.startswith("functional."))
+        raise TypeError(
+            f"conv: expected one of pyconvbn.functional's {known}, or an overload of those in pyconvbn.ops.aten, "
+            f"got {conv!r}"
+        )
+    return _CONV_FORMS[row]
 
 
 def _linear_bn(x: Any, weight: Any, bias: Any | None, bn: _Bn, out: _Array | None) -> _Array:
@@ -59,6 +89,7 @@ def _linear_bn(x: Any, weight: Any, bias: Any | None, bn: _Bn, out: _Array | Non
     return _core.conv_bn(0, x, weight, bias, bn, (), (), "zeros", (), 1, False, (), out)
 
 
+@_operator("efficient_conv_bn_eval")
 def efficient_conv_bn_eval(
     bn: Any, conv: Any, x: Any, *, output_size: Sequence[int] | int | None = None, out: _Array | None = None
 ) -> _Array:
@@ -115,6 +146,7 @@ def efficient_conv_bn_eval(
     )
 
 
+@_operator("efficient_conv_bn_eval_decomposed")
 def efficient_conv_bn_eval_decomposed(
     bn_weight: Any | None, bn_bias: Any | None, bn_running_mean: Any, bn_running_var: Any, bn_eps: float,
     conv: Any, conv_weight: Any, conv_bias: Any | None, x: Any, conv_remaining_args: Sequence[Any] = (),
@@ -125,7 +157,8 @@ def efficient_conv_bn_eval_decomposed(
     Args:
         bn_weight, bn_bias, bn_running_mean, bn_running_var, bn_eps: BatchNorm's parameters in this order; the
             first two may be None (1 and 0). 1-D of length out_channels.
-        conv: ``pyconvbn.functional.linear``, ``conv1d/2d/3d`` or ``conv_transpose1d/2d/3d``.
+        conv: ``linear``, ``conv1d/2d/3d`` or ``conv_transpose1d/2d/3d`` of ``pyconvbn.functional``, or of
+            ``pyconvbn.ops.aten`` (any overload, ``convolution`` too).
         conv_weight, conv_bias: of that callable; ``conv_bias`` may be None.
         x: input, as for :func:`efficient_conv_bn_eval`.
         conv_remaining_args: what follows (x, weight, bias) in the call, in the callable's own order.
@@ -143,27 +176,88 @@ def efficient_conv_bn_eval_decomposed(
 
     Source: arXiv 2305.11624.
     """
-    try:
-        nd, transposed = _CONV_CALLABLES[conv]
-    except (KeyError, TypeError):
-        known = ", ".join(function.__name__ for function in _CONV_CALLABLES)
-        raise TypeError(f"conv: expected one of pyconvbn.functional's {known}, got {conv!r}") from None
+    form = _conv_form(conv)
     for name, value in (("bn_running_mean", bn_running_mean), ("bn_running_var", bn_running_var)):
         if value is None:
             raise FoldError(f"{name} is None: a BatchNorm without running statistics cannot be fused",
                             "NO_RUNNING_STATS")
     bn: _Bn = (bn_weight, bn_bias, bn_running_mean, bn_running_var, bn_eps)
-    names = _REMAINING[transposed] if nd else ()
     rest = tuple(conv_remaining_args)
-    if len(rest) > len(names):
+    if len(rest) > len(form.remaining):
         raise ValueError(
-            f"conv_remaining_args: expected at most {len(names)} entries {names} for {conv.__name__}, got {len(rest)}"
+            f"conv_remaining_args: expected at most {len(form.remaining)} entries {form.remaining} for "
+            f"{conv.__name__}, got {len(rest)}"
         )
-    if nd == 0:
+    if form.nd == 0:
         return _linear_bn(x, conv_weight, conv_bias, bn, out)
-    arguments: dict[str, Any] = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
-    arguments.update(zip(names, rest))
+    arguments: dict[str, Any] = {
+        "stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1, "transposed": form.transposed,
+    }  # fmt: skip
+    arguments.update(zip(form.remaining, rest))
+    nd = len(conv_weight.shape) - 2 if form.nd is None else form.nd
+    transposed = bool(arguments["transposed"])
     return _core.conv_bn(
         nd, x, conv_weight, conv_bias, bn, arguments["stride"], arguments["padding"], "zeros",
-        arguments["dilation"], arguments["groups"], transposed, arguments["output_padding"], out,
+        arguments["dilation"], arguments["groups"], transposed, arguments["output_padding"] if transposed else 0, out,
     )
+
+
+# -- what the passes put into graphs -----------------------------------------------------------------------------
+# A rewritten graph never fails where the original worked: what cannot be one convolution at run time (a linear output
+# that is not 2-D, an unbatched input, a BatchNorm put into training since) is computed as it was written, and counted.
+# What the original cannot do either fails with the original's error.
+_REFUSALS = (ValueError, TypeError, NotImplementedError, AttributeError)
+
+
+def _as_written(compute: Callable[[], Any], out: _Array | None) -> Any:
+    result = compute()
+    counters["efficient_conv_bn_eval_fallback"] += 1
+    if out is None:
+        return result
+    if not isinstance(out, np.ndarray) or out.shape != result.shape or out.dtype != result.dtype:
+        raise ValueError(f"out: expected an array of shape {result.shape} and dtype {result.dtype}")
+    out[...] = result
+    return out
+
+
+@_operator("efficient_conv_bn_eval")
+def graph_efficient_conv_bn_eval(
+    bn: Any, conv: Any, x: Any, *, output_size: Sequence[int] | int | None = None, out: _Array | None = None
+) -> Any:
+    """:func:`efficient_conv_bn_eval` as a node of a graph: ``bn(conv(x))`` where they cannot be one convolution."""
+    try:
+        return _fused(bn, conv, x, output_size=output_size, out=out)
+    except _REFUSALS:
+        pass
+    return _as_written(lambda: bn(conv(x) if output_size is None else conv(x, output_size)), out)
+
+
+@_operator("efficient_conv_bn_eval_decomposed")
+def graph_efficient_conv_bn_eval_decomposed(
+    bn_weight: Any | None, bn_bias: Any | None, bn_running_mean: Any, bn_running_var: Any, bn_eps: float,
+    conv: Any, conv_weight: Any, conv_bias: Any | None, x: Any, conv_remaining_args: Sequence[Any] = (),
+    *, out: _Array | None = None,
+) -> Any:
+    """:func:`efficient_conv_bn_eval_decomposed` as a node of a graph, with the same way out."""
+    try:
+        return _fused_decomposed(
+            bn_weight, bn_bias, bn_running_mean, bn_running_var, bn_eps, conv, conv_weight, conv_bias, x,
+            conv_remaining_args, out=out,
+        )  # fmt: skip
+    except _REFUSALS:
+        pass
+    return _as_written(
+        lambda: functional.batch_norm(
+            conv(x, conv_weight, conv_bias, *conv_remaining_args), bn_running_mean, bn_running_var, bn_weight, bn_bias,
+            False, 0.0, bn_eps,
+        ),
+        out,
+    )  # fmt: skip
+
+
+# Without the look for proxies: the arguments of a node are values.
+_fused: Any = getattr(efficient_conv_bn_eval, "__wrapped__")
+_fused_decomposed: Any = getattr(efficient_conv_bn_eval_decomposed, "__wrapped__")
+# They print as what they are; the qualified name, by which pickle finds them, stays their own.
+setattr(graph_efficient_conv_bn_eval, "__name__", "efficient_conv_bn_eval")
+setattr(graph_efficient_conv_bn_eval_decomposed, "__name__", "efficient_conv_bn_eval_decomposed")

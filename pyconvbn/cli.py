@@ -80,12 +80,22 @@ def _check_plot(path: pathlib.Path) -> None:
         )
 
 
+def _check_page(path: pathlib.Path) -> None:
+    if not path.resolve().parent.is_dir():
+        raise _UsageError(f"argument --html: the folder of {str(path)!r} does not exist")
+    if path.is_dir():
+        raise _UsageError(f"argument --html: {str(path)!r} is a folder")
+
+
 def _demo(args: argparse.Namespace) -> int:
     from ._demo_measure import run_demo
+    from ._demo_page import write_page
     from ._demo_view import Terminal, demo_text, draw_plot
 
     if args.plot is not None:
         _check_plot(args.plot)
+    if args.html is not None:
+        _check_page(args.html)
     _set_threads(args.threads)
     try:
         result = run_demo(images=args.images, batch=args.batch)
@@ -98,12 +108,18 @@ def _demo(args: argparse.Namespace) -> int:
             draw_plot(result, args.plot)
         except OSError as error:
             raise _UsageError(f"argument --plot: {error}") from None
+    if args.html is not None:
+        try:
+            write_page(result, args.html)
+        except OSError as error:
+            raise _UsageError(f"argument --html: {error}") from None
     if args.json:
         _print_json(result.to_dict())
     else:
         print(demo_text(result, Terminal(sys.stdout)), end="")
-        if args.plot is not None:
-            print(f"\nplot written to {args.plot}")
+        for what, path in (("plot", args.plot), ("page", args.html)):
+            if path is not None:
+                print(f"\n{what} written to {path}")
     return 0 if result.verified else FAILED
 
 
@@ -156,14 +172,18 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="a trained network on real images: what is fused, is it right, is it faster",
-        description="Run an embedded network on handwritten digits it was not trained on: "
-        "unfused, fused, and with prepared operators.",
+        help="a trained network on real images: what is folded, is it right, is it faster",
+        description="Trace an embedded network, fold its BatchNorms, and run it on handwritten digits it was not "
+        "trained on: unfused, fused, folded, and with prepared operators.",
     )
     demo.add_argument("--json", action="store_true", help="print the result as JSON")
     demo.add_argument(
         "--plot", type=pathlib.Path, metavar="FILE",
         help="draw digits, times and errors (.png, .svg, ...)",
+    )  # fmt: skip
+    demo.add_argument(
+        "--html", type=pathlib.Path, metavar="FILE",
+        help="write the demo as a notebook: graph before and after, report, proof",
     )  # fmt: skip
     demo.add_argument(
         "--images", type=_positive, metavar="N", help="images to classify (default: all)"

@@ -9,8 +9,8 @@ TypeError for a wrong kind of array or dtype and ValueError for sizes that do no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,16 @@ __all__ = [
 
 _Array = NDArray[Any]
 _Ints = int | Sequence[int]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _operator(function: _Function) -> _Function:
+    """Makes the function an Operator: the graph knows its schema, and a tracer sees calls with its proxies."""
+    return cast(_Function, _core.Operator(function, f"functional.{function.__name__}"))
 
 
 # -- convolution family ------------------------------------------------------------------------------------------
+@_operator
 def conv1d(
     input: Any, weight: Any, bias: Any | None = None, stride: _Ints = 1, padding: _Ints | str = 0,
     dilation: _Ints = 1, groups: int = 1, *, out: _Array | None = None,
@@ -47,6 +54,7 @@ def conv1d(
     return _core.conv(1, input, weight, bias, stride, padding, dilation, groups, out)
 
 
+@_operator
 def conv2d(
     input: Any, weight: Any, bias: Any | None = None, stride: _Ints = 1, padding: _Ints | str = 0,
     dilation: _Ints = 1, groups: int = 1, *, out: _Array | None = None,
@@ -63,6 +71,7 @@ def conv2d(
     return _core.conv(2, input, weight, bias, stride, padding, dilation, groups, out)
 
 
+@_operator
 def conv3d(
     input: Any, weight: Any, bias: Any | None = None, stride: _Ints = 1, padding: _Ints | str = 0,
     dilation: _Ints = 1, groups: int = 1, *, out: _Array | None = None,
@@ -77,6 +86,7 @@ def conv3d(
     return _core.conv(3, input, weight, bias, stride, padding, dilation, groups, out)
 
 
+@_operator
 def conv_transpose1d(
     input: Any, weight: Any, bias: Any | None = None, stride: _Ints = 1, padding: _Ints = 0,
     output_padding: _Ints = 0, groups: int = 1, dilation: _Ints = 1, *, out: _Array | None = None,
@@ -96,6 +106,7 @@ def conv_transpose1d(
     )
 
 
+@_operator
 def conv_transpose2d(
     input: Any, weight: Any, bias: Any | None = None, stride: _Ints = 1, padding: _Ints = 0,
     output_padding: _Ints = 0, groups: int = 1, dilation: _Ints = 1, *, out: _Array | None = None,
@@ -112,6 +123,7 @@ def conv_transpose2d(
     )
 
 
+@_operator
 def conv_transpose3d(
     input: Any, weight: Any, bias: Any | None = None, stride: _Ints = 1, padding: _Ints = 0,
     output_padding: _Ints = 0, groups: int = 1, dilation: _Ints = 1, *, out: _Array | None = None,
@@ -128,6 +140,7 @@ def conv_transpose3d(
     )
 
 
+@_operator
 def linear(input: Any, weight: Any, bias: Any | None = None, *, out: _Array | None = None) -> _Array:
     """``input @ weight.T + bias``: ``(*, in)`` with weight ``(out, in)`` gives ``(*, out)``.
 
@@ -139,6 +152,7 @@ def linear(input: Any, weight: Any, bias: Any | None = None, *, out: _Array | No
     return _core.linear(input, weight, bias, out)
 
 
+@_operator
 def batch_norm(
     input: Any, running_mean: Any | None, running_var: Any | None, weight: Any | None = None,
     bias: Any | None = None, training: bool = False, momentum: float | None = 0.1, eps: float = 1e-5,
@@ -179,21 +193,25 @@ def batch_norm(
 
 
 # -- activations -------------------------------------------------------------------------------------------------
+@_operator
 def relu(input: Any, *, out: _Array | None = None) -> _Array:
     """``max(input, 0)``; NaN stays NaN."""
     return _core.unary("relu", input, 0.0, 0.0, out)
 
 
+@_operator
 def relu6(input: Any, *, out: _Array | None = None) -> _Array:
     """``min(max(input, 0), 6)``."""
     return _core.unary("relu6", input, 0.0, 0.0, out)
 
 
+@_operator
 def leaky_relu(input: Any, negative_slope: float = 0.01, *, out: _Array | None = None) -> _Array:
     """``input`` where it is >= 0, else ``negative_slope * input``."""
     return _core.unary("leaky_relu", input, negative_slope, 0.0, out)
 
 
+@_operator
 def hardtanh(
     input: Any, min_val: float = -1.0, max_val: float = 1.0, *, out: _Array | None = None
 ) -> _Array:
@@ -201,21 +219,25 @@ def hardtanh(
     return _core.unary("hardtanh", input, min_val, max_val, out)
 
 
+@_operator
 def hardswish(input: Any, *, out: _Array | None = None) -> _Array:
     """``input * relu6(input + 3) / 6``. Source: Howard et al., MobileNetV3, arXiv 1905.02244."""
     return _core.unary("hardswish", input, 0.0, 0.0, out)
 
 
+@_operator
 def sigmoid(input: Any, *, out: _Array | None = None) -> _Array:
     """``1 / (1 + exp(-input))``."""
     return _core.unary("sigmoid", input, 0.0, 0.0, out)
 
 
+@_operator
 def silu(input: Any, *, out: _Array | None = None) -> _Array:
     """``input * sigmoid(input)``. Source: Elfwing et al., arXiv 1702.03118."""
     return _core.unary("silu", input, 0.0, 0.0, out)
 
 
+@_operator
 def gelu(input: Any, approximate: str = "none", *, out: _Array | None = None) -> _Array:
     """``input * Phi(input)``, Phi the normal distribution function; ``approximate='tanh'`` its tanh form.
 
@@ -226,22 +248,26 @@ def gelu(input: Any, approximate: str = "none", *, out: _Array | None = None) ->
     return _core.unary("gelu" if approximate == "none" else "gelu_tanh", input, 0.0, 0.0, out)
 
 
+@_operator
 def softmax(input: Any, dim: int = -1, *, out: _Array | None = None) -> _Array:
     """``exp(input) / sum(exp(input))`` along ``dim``, computed stably."""
     return _core.softmax(input, dim, out)
 
 
+@_operator
 def add(input: Any, other: Any, *, alpha: float = 1.0, out: _Array | None = None) -> _Array:
     """``input + alpha * other`` with NumPy broadcasting; both of one float dtype."""
     return _core.binary("add", input, other, alpha, out)
 
 
+@_operator
 def mul(input: Any, other: Any, *, out: _Array | None = None) -> _Array:
     """``input * other`` with NumPy broadcasting; both of one float dtype."""
     return _core.binary("mul", input, other, 1.0, out)
 
 
 # -- pooling -----------------------------------------------------------------------------------------------------
+@_operator
 def max_pool1d(
     input: Any, kernel_size: _Ints, stride: _Ints | None = None, padding: _Ints = 0, dilation: _Ints = 1,
     ceil_mode: bool = False, *, out: _Array | None = None,
@@ -250,6 +276,7 @@ def max_pool1d(
     return _core.max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, out)
 
 
+@_operator
 def max_pool2d(
     input: Any, kernel_size: _Ints, stride: _Ints | None = None, padding: _Ints = 0, dilation: _Ints = 1,
     ceil_mode: bool = False, *, out: _Array | None = None,
@@ -258,6 +285,7 @@ def max_pool2d(
     return _core.max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, out)
 
 
+@_operator
 def max_pool3d(
     input: Any, kernel_size: _Ints, stride: _Ints | None = None, padding: _Ints = 0, dilation: _Ints = 1,
     ceil_mode: bool = False, *, out: _Array | None = None,
@@ -266,6 +294,7 @@ def max_pool3d(
     return _core.max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, out)
 
 
+@_operator
 def avg_pool1d(
     input: Any, kernel_size: _Ints, stride: _Ints | None = None, padding: _Ints = 0,
     ceil_mode: bool = False, count_include_pad: bool = True, *, out: _Array | None = None,
@@ -274,6 +303,7 @@ def avg_pool1d(
     return _core.avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None, out)
 
 
+@_operator
 def avg_pool2d(
     input: Any, kernel_size: _Ints, stride: _Ints | None = None, padding: _Ints = 0,
     ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
@@ -285,6 +315,7 @@ def avg_pool2d(
     )
 
 
+@_operator
 def avg_pool3d(
     input: Any, kernel_size: _Ints, stride: _Ints | None = None, padding: _Ints = 0,
     ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
@@ -296,11 +327,13 @@ def avg_pool3d(
     )
 
 
+@_operator
 def adaptive_avg_pool1d(input: Any, output_size: int, *, out: _Array | None = None) -> _Array:
     """Means over windows cut so that ``(N, C, L)`` becomes ``(N, C, output_size)``."""
     return _core.adaptive_avg_pool(1, input, output_size, out)
 
 
+@_operator
 def adaptive_avg_pool2d(
     input: Any, output_size: int | None | Sequence[int | None], *, out: _Array | None = None
 ) -> _Array:
@@ -308,6 +341,7 @@ def adaptive_avg_pool2d(
     return _core.adaptive_avg_pool(2, input, output_size, out)
 
 
+@_operator
 def adaptive_avg_pool3d(
     input: Any, output_size: int | None | Sequence[int | None], *, out: _Array | None = None
 ) -> _Array:
@@ -316,6 +350,7 @@ def adaptive_avg_pool3d(
 
 
 # -- shape -------------------------------------------------------------------------------------------------------
+@_operator
 def pad(
     input: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None,
     *, out: _Array | None = None,
@@ -333,6 +368,7 @@ def pad(
     return _core.pad(input, pad, mode, 0.0 if value is None else value, out)
 
 
+@_operator
 def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> _Array:
     """Joins the axes ``start_dim`` to ``end_dim`` into one; a view of ``input`` where its strides allow it."""
     array = _core.as_array(input, "input")
@@ -350,6 +386,7 @@ def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> _Array:
     return array.reshape(*array.shape[:first], joined, *array.shape[last + 1 :])
 
 
+@_operator
 def cat(tensors: Sequence[Any], dim: int = 0, *, out: _Array | None = None) -> _Array:
     """Joins arrays of one float dtype along the existing axis ``dim``.
 
@@ -375,6 +412,7 @@ def cat(tensors: Sequence[Any], dim: int = 0, *, out: _Array | None = None) -> _
     return out
 
 
+@_operator
 def dropout(input: Any, p: float = 0.5, training: bool = False) -> _Array:
     """Identity in evaluation (the default here, unlike torch: this package is for inference).
 
@@ -399,6 +437,7 @@ def _source_positions(size: int, wanted: int, scale: float | None, align_corners
     return np.maximum((index + 0.5) * ratio - 0.5, 0.0)
 
 
+@_operator
 def interpolate(
     input: Any, size: _Ints | None = None, scale_factor: float | Sequence[float] | None = None,
     mode: str = "nearest", align_corners: bool | None = None,

@@ -131,6 +131,47 @@ void cbn_free(void *p) {
     raw_free(h);
 }
 
+#if !defined(__SANITIZE_ADDRESS__)
+/* The pages of a mapping moved into a larger one: no copy, no page cleared. NULL: not possible. */
+static void *move_large(header *h, size_t bytes) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    char *const old = (char *)h->base + page;
+    const header was = *h;
+    void *p = map_large(bytes);
+    if (!p) return NULL;
+    if (mremap(old, was.base_bytes - page, was.base_bytes - page, MREMAP_MAYMOVE | MREMAP_FIXED, p) == MAP_FAILED) {
+        raw_free(header_of(p));
+        return NULL;
+    }
+    munmap(was.base, page);
+    return p;
+}
+#endif
+
+void *cbn_realloc(void *p, size_t bytes) {
+    if (!p) return cbn_alloc(bytes);
+    header *h = header_of(p);
+    assert(h->scratch_class < 0);
+    const size_t old = h->bytes;
+    if (bytes <= old) return p;
+#if !defined(__SANITIZE_ADDRESS__)
+    if (h->base_bytes && bytes <= PTRDIFF_MAX - 2 * (size_t)LARGE) {
+        if (must_fail()) return NULL;
+        void *moved = move_large(h, bytes);
+        if (moved) {
+            count_in(bytes);
+            count_out(old);
+            return moved;
+        }
+    }
+#endif
+    void *copy = cbn_alloc(bytes);
+    if (!copy) return NULL;
+    memcpy(copy, p, old);
+    cbn_free(p);
+    return copy;
+}
+
 /* ---- scratch ------------------------------------------------------------------------------- */
 /* Free blocks lie in slots of their size class. A slot is one atomic pointer, taken by exchange and filled by
  * compare-exchange: no lock, so nothing can be left locked in a forked child. The class tells the size, so

@@ -11,6 +11,9 @@ void *cbn_calloc(size_t bytes);
 /* Array of `count` items of `size` bytes; NULL also when the product overflows. */
 void *cbn_alloc_array(size_t count, size_t size);
 void cbn_free(void *p); /* NULL is fine */
+/* A block of at least `bytes` with the first bytes of p (NULL: none), which is freed; p stays valid on failure. Large blocks
+ * move without a copy and without touching new memory. */
+void *cbn_realloc(void *p, size_t bytes);
 
 enum { CBN_SCRATCH_KEEP_BYTES = 64 << 20 };
 

@@ -4,14 +4,17 @@
 #define CBN_STATUS_H
 #include "base/cbn_base.h"
 
-/* X(code, Python exception): python/py_error.c is the only user of the second column. */
+/* X(code, Python exception): python/py_error.c is the only user of the second column.
+ * HOST_ERROR: a callback into the host failed and the host keeps its own exception. */
 #define CBN_STATUS_LIST(X)                                                                         \
     X(OK, NULL)                                                                                    \
     X(BAD_VALUE, PyExc_ValueError)                                                                 \
     X(BAD_TYPE, PyExc_TypeError)                                                                   \
     X(NO_MEMORY, PyExc_MemoryError)                                                                \
     X(UNSUPPORTED, PyExc_NotImplementedError)                                                      \
-    X(FOLD, FoldError)
+    X(FOLD, FoldError)                                                                             \
+    X(BAD_STATE, PyExc_RuntimeError)                                                               \
+    X(HOST_ERROR, NULL)
 
 typedef enum {
 #define CBN_STATUS_ENUM_(code, exc) CBN_##code,

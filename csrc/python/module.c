@@ -4,7 +4,11 @@
 #include "python/py_numpy.h"
 
 #include "cpu/cbn_cpu.h"
+#include "python/py_exec.h"
+#include "python/py_graph_priv.h"
 #include "python/py_module.h"
+#include "python/py_ops.h"
+#include "python/py_passes.h"
 #include "python/py_plan.h"
 #include "threads/cbn_parallel.h"
 
@@ -34,7 +38,7 @@ static int add_submodule(PyObject *core) {
 static int module_exec(PyObject *module) {
     import_array1(-1);
     PyMethodDef *const tables[] = {cbn_conv_methods, cbn_fold_methods, cbn_nnops_methods, cbn_config_methods,
-                                   cbn_plan_module_methods};
+                                   cbn_plan_module_methods, cbn_match_methods, cbn_passes_methods};
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
         if (PyModule_AddFunctions(module, tables[i]) < 0) return -1;
     }
@@ -43,6 +47,9 @@ static int module_exec(PyObject *module) {
     module_state *state = PyModule_GetState(module);
     state->plan_type = PyType_FromModuleAndSpec(module, &cbn_plan_spec, NULL);
     if (state->plan_type == NULL || PyModule_AddType(module, (PyTypeObject *)state->plan_type) < 0) return -1;
+    if (cbn_py_ops_init(module) < 0) return -1;
+    if (cbn_py_graph_types(module) < 0) return -1;
+    if (cbn_py_exec_init(module) < 0) return -1;
     if (add_submodule(module) < 0) return -1;
 
     /* Settings of the environment that could not be understood are used by nobody, so somebody must say so. */

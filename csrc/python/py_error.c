@@ -31,6 +31,11 @@ PyObject *cbn_py_raise(cbn_status status, const cbn_error *err) {
 #undef CBN_STATUS_EXC_
     };
     assert(status != CBN_OK);
+    if (status == CBN_HOST_ERROR) {
+        /* A callback (an object's __eq__, an attribute) raised: its exception is set already. */
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_SystemError, "a callback failed without an exception");
+        return NULL;
+    }
     if (table[status] == NULL) return raise_fold_error(err);
     PyErr_SetString(table[status], err->message);
     return NULL;

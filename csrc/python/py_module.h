@@ -8,6 +8,7 @@ extern PyMethodDef cbn_conv_methods[];   /* py_conv.c: conv, conv_transpose, lin
 extern PyMethodDef cbn_fold_methods[];   /* py_fold.c */
 extern PyMethodDef cbn_config_methods[]; /* py_config.c */
 extern PyMethodDef cbn_nnops_methods[];  /* py_nnops.c: batch_norm, unary, binary, softmax, pooling, pad */
+extern PyMethodDef cbn_match_methods[];  /* py_match.c */
 
 /* _core._testing */
 extern PyMethodDef cbn_testing_methods[];      /* py_testing.c */

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Modules with the names, attributes and state_dict keys of `torch.nn`, holding NumPy arrays.
 
-They are records for inference, not a training framework: no gradients, no hooks.
+They are records for inference, not a training framework: no gradients.
 
     >>> import numpy as np
     >>> from pyconvbn import nn

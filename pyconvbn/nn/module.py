@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
@@ -13,6 +15,20 @@ from .parameter import Parameter
 from .state import IncompatibleKeys, collect, load
 
 _PARAMETER, _BUFFER, _MODULE = "parameter", "buffer", "module"
+
+
+class RemovableHandle:
+    """What registering a hook returns; `remove()` takes the hook away."""
+
+    _next = itertools.count()
+
+    def __init__(self, hooks: dict[int, Callable[..., Any]]) -> None:
+        self.id = next(RemovableHandle._next)
+        self._hooks = hooks
+
+    def remove(self) -> None:
+        """Remove the hook; a second time does nothing."""
+        self._hooks.pop(self.id, None)
 
 
 class Module:
@@ -35,6 +51,9 @@ class Module:
     training: bool
     _kinds: dict[str, str]
     _not_saved: set[str]
+    _hooked: bool = False  # one look at each call; true from the first hook on
+    _forward_hooks: Mapping[int, Callable[..., Any]] = types.MappingProxyType({})
+    _forward_pre_hooks: Mapping[int, Callable[..., Any]] = types.MappingProxyType({})
 
     def __init__(self) -> None:
         # Values live in the instance dict like any attribute; this only says which are special.
@@ -47,6 +66,9 @@ class Module:
         clone = object.__new__(type(self))
         clone.__dict__.update(self.__dict__)
         clone.__dict__.update(_kinds=dict(self._kinds), _not_saved=set(self._not_saved))
+        for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+            if hooks in clone.__dict__:
+                clone.__dict__[hooks] = dict(clone.__dict__[hooks])
         return clone
 
     # -- registration ------------------------------------------------------------------------
@@ -306,7 +328,41 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} does not define forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._hooked:
+            return self._call_hooked(self.forward, args, kwargs)
         return self.forward(*args, **kwargs)
+
+    def _call_hooked(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for pre_hook in list(self._forward_pre_hooks.values()):
+            changed = pre_hook(self, args)
+            if changed is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
+        result = forward(*args, **kwargs)
+        for hook in list(self._forward_hooks.values()):
+            changed = hook(self, args, result)
+            if changed is not None:
+                result = changed
+        return result
+
+    def _add_hook(self, attribute: str, hook: Callable[..., Any]) -> RemovableHandle:
+        if not callable(hook):
+            raise TypeError(f"hook: expected a callable, got {type(hook).__name__}")
+        hooks = self.__dict__.setdefault(attribute, {})  # the class has one empty mapping for all
+        handle = RemovableHandle(hooks)
+        hooks[handle.id] = hook
+        object.__setattr__(self, "_hooked", True)
+        return handle
+
+    def register_forward_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call `hook(module, args)` before each forward; what it returns, unless None, replaces the arguments."""
+        return self._add_hook("_forward_pre_hooks", hook)
+
+    def register_forward_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call `hook(module, args, output)` after each forward; what it returns, unless None, replaces the output.
+
+        Passes leave a hooked module alone, since its call is more than the operator.
+        """
+        return self._add_hook("_forward_hooks", hook)
 
     def extra_repr(self) -> str:
         """What stands in the parentheses of this module's repr."""

@@ -115,7 +115,7 @@ def _jobs(mode: str) -> list[tuple[Path, str, list[str]]]:
                 jobs.append((source, f"{source.stem}.{isa}", [*common, *flags, *define]))
         else:
             jobs.append((source, source.stem, common))
-    for layer in ("base", "cpu", "threads", "kernels", "ops"):
+    for layer in ("base", "cpu", "threads", "kernels", "ops", "graph"):
         for source in sorted((CSRC / layer).glob("*.c")):
             if not source.name.startswith("isa_"):
                 jobs.append((source, source.stem, common))

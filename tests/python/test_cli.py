@@ -45,13 +45,13 @@ def test_version():
 
 def test_demo_json(report):
     assert set(report) == {
-        "network", "machine", "batch_norms", "accuracy", "error", "time", "memory", "verified",
-        "failures",
+        "network", "machine", "batch_norms", "accuracy", "error", "time", "memory", "fold_report", "verify",
+        "verified", "failures",
     }  # fmt: skip
     assert report["verified"] is True and report["failures"] == []
     accuracy = report["accuracy"]
     assert accuracy["images"] == 597
-    assert accuracy["unfused"] == accuracy["one_shot"] == accuracy["planned"] >= 0.98
+    assert accuracy["unfused"] == accuracy["one_shot"] == accuracy["folded"] == accuracy["planned"] >= 0.98
     assert report["time"]["batch"] == 64 and report["time"]["rounds"] >= 5
     assert report["machine"]["threads"] == 1
     assert report["machine"]["isa"] in pyconvbn._core.cpu_info()["isa_compiled"]
@@ -62,18 +62,20 @@ def test_demo_json_has_one_row_per_batch_norm(report):
     assert len({row["name"] for row in rows}) == len(rows) == 10
     assert [row["name"] for row in rows if row["outcome"] == "kept"] == ["norm"]
     assert {row["reason"] for row in rows} == {"OK", "NOT_CONV"}
+    assert report["fold_report"]["counts"] == {"folded": 9, "kept": 1}
+    assert all(report["verify"][form]["ok"] for form in ("one_shot", "folded", "planned"))
 
 
 def test_demo_text():
     text = run(*DEMO, COLUMNS="110").stdout
-    for word in ("DigitsNet", "NOT_CONV", "accuracy", "one-shot fused", "planned", "✓ verified"):
+    for word in ("DigitsNet", "NOT_CONV", "accuracy", "one-shot fused", "planned", "FoldReport", "verify", "✓ verified"):
         assert word in text
     assert "\x1b" not in text
 
 
 def test_demo_text_in_ascii():
     done = run(*DEMO, PYTHONIOENCODING="ascii", COLUMNS="80")
-    assert done.stdout.isascii() and "3x3 1->16" in done.stdout
+    assert done.stdout.isascii() and "Conv2d 3x3 1->16" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -137,12 +139,23 @@ def test_failed_verification_is_exit_code_1():
     done = run_code(
         "import sys, pyconvbn.demo as demo\n"
         "from pyconvbn.cli import main\n"
-        "right = demo._efficient.efficient_conv_bn_eval\n"
-        "demo._efficient.efficient_conv_bn_eval = lambda bn, conv, x: right(bn, conv, x) * 1.001\n"
+        "right = demo.passes.fuse_conv_bn\n"
+        "def wrong(gm):\n"
+        "    folded, report = right(gm)\n"
+        "    folded.stem.conv.bias[3] += 0.01\n"
+        "    return folded, report\n"
+        "demo.passes.fuse_conv_bn = wrong\n"
         f"sys.exit(main({list(DEMO)!r}))"
     )
     assert done.returncode == 1, done.stderr
-    assert "verification failed" in done.stdout and "one_shot" in done.stdout
+    assert "verification failed" in done.stdout and "stem.bn" in done.stdout and "one_shot: " not in done.stdout
+
+
+def test_page(tmp_path):
+    path = tmp_path / "demo.html"
+    assert str(path) in run(*DEMO, "--html", str(path)).stdout
+    assert path.read_text(encoding="utf-8").count("<svg") == 1
+    assert "is a folder" in run("demo", "--html", str(tmp_path), code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -155,6 +168,7 @@ def test_failed_verification_is_exit_code_1():
         (("demo", "--images", "100000"), "images: expected 1 to 597, got 100000"),
         (("demo", "--threads", "9999"), "--threads: n: expected between 1 and 1024, got 9999"),
         (("demo", "--plot", "/no/such/folder/a.png"), "folder of '/no/such/folder/a.png'"),
+        (("demo", "--html", "/no/such/folder/a.html"), "folder of '/no/such/folder/a.html'"),
         (("bench", "--batch", "-1"), "--batch: expected an integer of at least 1, got '-1'"),
     ],
 )

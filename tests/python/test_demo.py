@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The demo's network, data and judgement: what is fused follows from the network itself."""
+"""The demo's network, data and judgement: what is folded follows from the traced graph."""
 
 from __future__ import annotations
 
+import copy
+import html
+import html.parser
 import importlib.resources
 import importlib.util
 import io
 import pathlib
+import re
 
 import numpy as np
 import pytest
 
-from pyconvbn import _demo_measure, _demo_view, demo, nn
+from pyconvbn import _demo_measure, _demo_page, _demo_view, demo, functional, fuse_conv_bn_eval, fx, nn
 
 DATA = importlib.resources.files("pyconvbn") / "data"
 
@@ -56,185 +60,175 @@ def test_images_are_the_end_of_the_public_data_set(loaded):
 def test_statistics_are_far_from_zero_and_one(loaded):
     """Otherwise a fold that forgets them would pass: it must move the logits of every layer."""
     net, images, _ = loaded
-    reference = demo.Reference(net)
     x = images[:100]
-    logits = net(x, reference)
-    for row in demo.batch_norm_rows(net, x):
-        bn = net.get_submodule(row.name)
+    logits = demo.reference_logits(net, x)
+    for name, bn in net.named_modules():
+        if not hasattr(bn, "running_mean"):
+            continue
         mean, var = bn.running_mean, bn.running_var
         bn.running_mean, bn.running_var = np.zeros_like(mean), np.ones_like(var)
         try:
-            without = net(x, reference)
+            without = demo.reference_logits(net, x)
         finally:
             bn.running_mean, bn.running_var = mean, var
-        assert np.linalg.norm(without - logits) > 0.05 * np.linalg.norm(logits), row.name
+        assert np.linalg.norm(without - logits) > 0.05 * np.linalg.norm(logits), name
 
 
 def test_float64_accuracy_does_not_need_the_extension(loaded):
     net, images, labels = loaded
-    logits = net(images, demo.Reference(net))
+    logits = demo.reference_logits(net, images)
     assert logits.dtype == np.float64
     assert (logits.argmax(1) == labels).mean() >= 0.98
 
 
-# -- which BatchNorms are fused ----------------------------------------------------------------
+# -- the graph and its forms -------------------------------------------------------------------
 
 
-def test_one_row_per_batch_norm(loaded):
+@pytest.fixture(scope="module")
+def forms(loaded):
     net, images, _ = loaded
-    rows = {row.name: row for row in demo.batch_norm_rows(net, images[:2])}
+    return demo.make_forms(net, images[:4].shape)
+
+
+def _targets(gm):
+    return [node.target for node in gm.graph.nodes if node.op == "call_module"]
+
+
+def test_one_row_per_batch_norm(loaded, forms):
+    net, _, _ = loaded
+    rows = {row.target: row for row in forms.report.rows}
     assert set(rows) == {n for n, m in net.named_modules() if hasattr(m, "running_mean")}
     assert {name for name, row in rows.items() if row.outcome == "kept"} == {"norm"}
-    assert rows["norm"].reason == "NOT_CONV" and rows["norm"].producer == "add"
-    assert all(row.reason == "OK" for row in rows.values() if row.outcome == "fused")
-    assert rows["up.bn"].layer == "transposed 3x3 48->32 s2 g4"
-    assert rows["depthwise.bn"].layer == "depthwise 3x3 16->16"
+    assert rows["norm"].reason == "NOT_CONV" and rows["norm"].blocking == "add_1"
+    assert all(row.reason == "OK" and row.outcome == "folded" for row in rows.values() if row.target != "norm")
 
 
-class _Small(nn.Module):
-    """conv -> bn, with hooks for each way in which fusing must be refused."""
+def test_forms_are_what_they_are_called(forms):
+    assert len([t for t in _targets(forms.unfused) if t.endswith(("bn", "norm"))]) == 10
+    assert [t for t in _targets(forms.folded) if t.endswith(("bn", "norm"))] == ["norm"]
+    calls = [n.name for n in forms.one_shot.graph.nodes if n.name.startswith("efficient_conv_bn_eval")]
+    assert len(calls) == 9
+    assert _targets(forms.planned) == ["norm"]
+    assert len(forms.layers) == 10
 
-    def __init__(self, kind: str = "plain") -> None:
+
+def test_forms_compute_the_network(loaded, forms):
+    net, images, _ = loaded
+    x = images[:5]
+    exact = demo.reference_logits(net, x)
+    for form in (forms.unfused, forms.one_shot, forms.folded, forms.planned):
+        assert np.abs(form(x) - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+def test_absorbed_is_what_the_plans_do(forms):
+    absorbed = {layer.target: layer.absorbed for layer in forms.layers}
+    assert absorbed["res2.conv"] == ["add", "relu"]
+    assert absorbed["up.conv"] == ["add"]
+    assert absorbed["shortcut.conv"] == absorbed["classifier"] == []
+    assert absorbed["stem.conv"] == ["relu"]
+    left = [node.name for node in forms.planned.graph.nodes]
+    assert "add" not in left and "relu_5" in left  # behind the BatchNorm that stays
+
+
+class _Branch(nn.Module):
+    """What `planned` must leave alone: a value that is read twice, x + x, a scalar."""
+
+    def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
-        self.conv = nn.Linear(3, 3) if kind == "linear 3d" else nn.Conv1d(3, 3, 1)
-        self.bn = nn.BatchNorm1d(3)
-        self.eval()
+        self.conv = nn.Conv1d(3, 3, 1)
 
-    def forward(self, x, run=None):
-        run = demo.Unfused(self) if run is None else run
-        if self.kind == "input":
-            return run.module("bn", x)
-        if self.kind == "relu":
-            return run.module("bn", run.relu(run.module("conv", x)))
-        if self.kind == "two users":
-            y = run.module("conv", x)
-            return run.add(run.module("bn", y), y)
-        if self.kind == "also output":
-            y = run.module("conv", x)
-            run.module("bn", y)
-            return y
-        return run.module("bn", run.module("conv", x))
-
-
-def _reason(net: nn.Module) -> tuple[str, str]:
-    (row,) = demo.batch_norm_rows(net, np.ones((3, 3, 3), np.float32))
-    assert (row.outcome == "fused") == (row.reason == "OK")
-    return row.reason, row.detail
+    def forward(self, x):
+        y = self.conv(x)
+        if self.kind == "read twice":
+            return functional.relu(y) + y
+        if self.kind == "doubled":
+            return y + y
+        if self.kind == "scalar":
+            return functional.relu(y + 1.0)
+        return x + y
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("plain", "OK"),
-        ("input", "NOT_CONV"),
-        ("relu", "NOT_CONV"),
-        ("two users", "MULTI_USER"),
-        ("also output", "MULTI_USER"),
-        ("linear 3d", "LINEAR_ND"),
-    ],
+    ("kind", "absorbed"), [("read twice", []), ("doubled", []), ("scalar", []), ("residual", ["add"])]
 )
-def test_reason_from_structure(kind, reason):
-    assert _reason(_Small(kind))[0] == reason
-
-
-def test_reason_from_state():
-    net = _Small()
-    net.bn.train()
-    assert _reason(net)[0] == "BN_TRAINING"
-    net.eval().conv.train()
-    assert _reason(net)[0] == "CONV_TRAINING"
-    net.eval()
-    net.bn.eps = 0.0
-    net.bn.running_var[1] = 0.0
-    assert _reason(net)[0] == "NONFINITE_FOLD"
-
-
-def test_reason_without_running_statistics():
-    net = _Small()
-    net.bn = nn.BatchNorm1d(3, track_running_stats=False).eval()
-    assert _reason(net)[0] == "NO_RUNNING_STATS"
-
-
-def test_a_kept_batch_norm_runs_unfused(loaded):
-    """Leaving a pair out of the fused set must change who computes it, not the result."""
-    net, images, _ = loaded
-    x = images[:3]
-    planned = demo.Planned(net, {"stem.bn"})
-    assert np.allclose(net(x, planned), net(x), rtol=1e-4, atol=1e-4)
-    # The layers without BN to fuse are planned by themselves.
-    assert set(planned.absorbed) == {"stem.bn"}
+def test_planned_takes_only_what_nobody_else_reads(kind, absorbed, rng):
+    gm = fx.symbolic_trace(_Branch(kind).eval())
+    prepared, layers = demo.planned(gm)
+    assert [layer.absorbed for layer in layers] == [absorbed]
+    x = rng.normal(size=(2, 3, 5)).astype(np.float32)
+    assert np.allclose(prepared(x), gm(x), rtol=1e-5, atol=1e-5)
 
 
 # -- measurement and verdict -------------------------------------------------------------------
+
+KEYS = ("unfused", "one_shot", "folded", "planned")
 
 
 def test_accuracy_is_high_and_unchanged(result):
     accuracy = result.accuracy
     assert accuracy["images"] == 597
     assert accuracy["unfused"] >= 0.98
-    assert accuracy["unfused"] == accuracy["one_shot"] == accuracy["planned"]
+    assert len({accuracy[key] for key in KEYS}) == 1
 
 
 def test_demo_verifies(result):
     assert result.failures == []
-    assert all(0 < result.error[key] < 1e-5 for key in ("unfused", "one_shot", "planned"))
-    assert result.error["planned_ratio"] <= result.error["ratio_limit"]
+    assert all(0 < result.error[key] < 1e-5 for key in KEYS)
+    assert all(result.error[f"{key}_ratio"] <= result.error["ratio_limit"] for key in KEYS[1:])
+    assert all(report.ok for report in result.reports.values())
 
 
-def test_absorbed_is_what_the_plans_did(result):
+def test_rows_have_what_was_measured(result):
     rows = {row.name: row for row in result.batch_norms}
+    assert len(rows) == 10
+    assert rows["up.bn"].layer == "ConvTranspose2d 3×3 48→32 g4 s2"
+    assert rows["depthwise.bn"].layer == "Conv2d 3×3 depthwise 16"
     assert rows["res2.bn"].absorbed == ["add", "relu"]
-    assert rows["up.bn"].absorbed == ["add"]
-    assert rows["shortcut.bn"].absorbed == []
     assert rows["norm"].absorbed == [] and rows["norm"].error_after is None
+    for name, row in rows.items():
+        assert name == "norm" or (0 < row.error_after < 1e-5 and row.algorithm)
 
 
 def test_memory_and_time_are_measured(result):
     assert result.memory["weights"] >= 4 * 50_000
-    assert all(result.time[f"{key}_us"] > 0 for key in ("unfused", "one_shot", "planned"))
+    assert all(result.time[f"{key}_us"] > 0 for key in KEYS)
     # By hand, from the shapes of the layers: 1.28 million multiply-adds, padding included.
     assert 2.0e6 < result.network["flops_per_image"] < 2.7e6
+    assert result.network["nodes"] == {"unfused": 34, "one_shot": 43, "folded": 25, "planned": 16}
 
 
-def test_a_wrong_fold_is_found(monkeypatch):
-    """An ε of 1e-3 instead of 1e-5 in the fold: small enough to keep the predictions."""
-    right = demo._efficient.efficient_conv_bn_eval
+def test_a_wrong_fold_is_found_and_named(monkeypatch):
+    """An ε of 1e-3 instead of 1e-5 in one layer: small enough to keep the predictions."""
+    right = demo.passes.fuse_conv_bn
 
-    def wrong(bn, conv, x):
-        eps, bn.eps = bn.eps, 1e-3
-        try:
-            return right(bn, conv, x)
-        finally:
-            bn.eps = eps
+    def wrong(gm):
+        folded, report = right(gm)
+        pair = gm.get_submodule("up.conv"), copy.deepcopy(gm.get_submodule("up.bn"))
+        pair[1].eps = 1e-3
+        folded.set_submodule("up.conv", fuse_conv_bn_eval(*pair))
+        return folded, report
 
-    monkeypatch.setattr(demo._efficient, "efficient_conv_bn_eval", wrong)
+    monkeypatch.setattr(demo.passes, "fuse_conv_bn", wrong)
     found = _demo_measure.run_demo(images=50, batch=2, seconds=0.01)
     assert not found.verified
-    assert any(text.startswith("one_shot: error is") for text in found.failures)
+    assert any(text.startswith("up.bn: ") for text in found.failures)
+    assert not any(text.startswith("res1.bn: ") for text in found.failures)
+    assert any("folded: " in text and "up_conv" in text and "eps is 1e-3" in text for text in found.failures)
+    assert not any(text.startswith("one_shot") for text in found.failures)
 
 
-def test_a_wrong_plan_is_named(monkeypatch):
+def test_a_wrong_plan_is_found(monkeypatch):
     real = demo.plan.Plan
 
     class Forgetful:
         @staticmethod
         def from_modules(conv, bn, *, activation):
-            # A plan that forgets the BatchNorm of two layers.
-            forgotten = conv.weight.shape[0] == 16
-            return real.from_modules(conv, None if forgotten else bn, activation=activation)
+            return real.from_modules(conv, bn, activation=None if conv.weight.shape[0] == 16 else activation)
 
     monkeypatch.setattr(demo.plan, "Plan", Forgetful)
     found = _demo_measure.run_demo(images=50, batch=2, seconds=0.01)
-    assert any(text.startswith("stem.bn: ") for text in found.failures)
-    assert not any(text.startswith("res1.bn: ") for text in found.failures)
-
-
-def test_error_ratio_of_nan_fails():
-    exact = np.ones((2, 3))
-    good = exact.astype(np.float32)
-    assert not _demo_measure._error_ratio(good, np.full_like(good, np.nan), exact) <= 4.0
-    assert _demo_measure._error_ratio(good, good, exact) == 1.0
+    assert {text.split(":")[0] for text in found.failures} == {"planned"}
 
 
 @pytest.mark.parametrize(("argument", "value"), [("images", 0), ("images", 598), ("batch", 0)])
@@ -269,8 +263,10 @@ def test_text_fits_encoding_and_width(result, encoding, columns, monkeypatch):
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= columns
     for row in result.batch_norms:
-        assert sum(line.split()[1:2] == [row.name] for line in text.splitlines()) == 1
+        assert sum(line.split()[1:3] == [row.name, row.outcome] for line in text.splitlines()) == 1
     assert "NOT_CONV" in text and "99.16%" in text
+    # One line for each node of the graph, and what became of it.
+    assert text.count(" + BN\n") == 9 and "kept: NOT_CONV\n" in text
 
 
 def test_text_names_failures(result, monkeypatch):
@@ -297,6 +293,52 @@ def test_plot_is_drawn(result, tmp_path):
     assert int.from_bytes(head[16:20], "big") == 1300
 
 
+# -- page --------------------------------------------------------------------------------------
+
+
+class _Balance(html.parser.HTMLParser):
+    """Whether every tag that opens also closes."""
+
+    VOID = {"meta", "br", "img"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        assert tag != "script"
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_shows_what_its_cells_give(result, tmp_path):
+    path = tmp_path / "demo.html"
+    _demo_page.write_page(result, path)
+    page = path.read_text(encoding="utf-8")
+    balance = _Balance()
+    balance.feed(page)
+    assert balance.open == []
+    assert page.count("<svg") == 1 and ">before<" in page and ">after<" in page
+    assert "10 BatchNorms: 9 folded, 1 kept" in page and "NOT_CONV" in page
+    assert "verify: same up to rounding" in page
+    assert "99.16% right before, 99.16% after" in page
+    assert "src=" not in page and "href=" not in page  # one file, nothing to fetch
+
+
+def test_cells_are_coloured_and_complete():
+    for source in (*_demo_page.CELLS, "x = 'a<b' if 1 else f'{2}'  # c & d"):
+        shown = _demo_page._coloured(source)
+        plain = html.unescape(re.sub("<[^>]*>", "", shown))
+        assert plain == source
+    assert '<span class="k">if</span>' in shown and '<span class="c"># c &amp; d</span>' in shown
+
+
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("default")
 def test_network_is_the_one_that_was_trained(loaded):
@@ -313,4 +355,4 @@ def test_network_is_the_one_that_was_trained(loaded):
     theirs.load_state_dict(state, strict=True)
     with torch.no_grad():
         expected = theirs.double().eval()(torch.tensor(images).double()).numpy()
-    assert np.allclose(net(images, demo.Reference(net)), expected, rtol=1e-12, atol=1e-12)
+    assert np.allclose(demo.reference_logits(net, images), expected, rtol=1e-12, atol=1e-12)

@@ -21,7 +21,8 @@ ALLOWED = {
     "simd": {"simd", "base"},
     "kernels": {"kernels", "simd", "cpu", "base"},
     "ops": {"ops", "kernels", "threads", "cpu", "base"},
-    "python": {"python", "ops", "kernels", "threads", "cpu", "base"},
+    "graph": {"graph", "ops", "threads", "cpu", "base"},
+    "python": {"python", "graph", "ops", "kernels", "threads", "cpu", "base"},
 }
 KERNEL_LIST = "kernels/cbn_kernels.h"
 

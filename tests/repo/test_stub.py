@@ -14,6 +14,7 @@ from pyconvbn import _core
 
 STUB = ast.parse((Path(__file__).resolve().parents[2] / "pyconvbn" / "_core.pyi").read_text())
 FUNCTIONS = {n.name: n for n in STUB.body if isinstance(n, ast.FunctionDef)}
+CLASSES = {n.name for n in STUB.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")}
 PLAN = next(n for n in STUB.body if isinstance(n, ast.ClassDef) and n.name == "Plan")
 PLAN_MEMBERS = {n.name: n for n in PLAN.body if isinstance(n, ast.FunctionDef)}
 # Of every type; written in C without a signature that Python could read.
@@ -35,7 +36,7 @@ def parameters(node: ast.FunctionDef, skip: int) -> list[tuple[str, Any]]:
 
 
 def test_same_names() -> None:
-    in_stub = {*FUNCTIONS, "Plan", "_testing"}
+    in_stub = {*FUNCTIONS, *CLASSES, "_testing"}
     in_core = {n for n in vars(_core) if not n.startswith("_")} | {"_testing"}
     assert in_core - in_stub == set(), "the stub lacks them"
     assert in_stub - in_core - {n for n in FUNCTIONS if n.startswith("_")} == set(), "_core lacks them"

@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* One node's contribution to the effects analysis. */
+#include "graph/effects_priv.h"
+
+#include <string.h>
+
+enum { WRITES = 1, VIEWS = 2 };
+
+typedef struct visit {
+    cbn_effects *e;
+    cbn_node_id node;
+    int what;
+    cbn_error *err;
+} visit;
+
+static cbn_status touch(const visit *v, uint32_t element) {
+    if (v->what & VIEWS) cbn_effects_join(v->e, v->node, element);
+    return v->what & WRITES ? cbn_effects_mark(v->e, element, v->node, v->err) : CBN_OK;
+}
+
+/* Everything in memory that a value holds: nodes and constant arrays, nested ones too. */
+static cbn_status touch_value(const visit *v, const cbn_value *value) {
+    if (value->tag == CBN_V_NODE) return touch(v, value->u.node);
+    if (cbn_value_is_seq(value)) {
+        for (uint32_t i = 0; i < value->u.seq->count; i++) CBN_TRY(touch_value(v, &value->u.seq->v[i]));
+        return CBN_OK;
+    }
+    if (value->tag != CBN_V_HOST) return CBN_OK;
+    bool is_array;
+    uint32_t element;
+    CBN_TRY(cbn_effects_add_array(v->e, value->u.host, UINT32_MAX, &is_array, &element, v->err));
+    return is_array ? touch(v, element) : CBN_OK;
+}
+
+static cbn_status touch_all(const visit *v, const cbn_args *args) {
+    for (uint32_t i = 0; i < args->nargs; i++) CBN_TRY(touch_value(v, &args->v[i]));
+    for (uint32_t k = 0; k < args->nkw; k++) CBN_TRY(touch_value(v, cbn_args_kw(args, k)));
+    return CBN_OK;
+}
+
+static cbn_status bound_call(visit *v, const cbn_bound *b) {
+    /* [x, y] + [z] holds x, y and z themselves. */
+    const bool makes_lists = strncmp(b->op->name, "operator.", 9) == 0;
+    for (int i = 0; i < b->n; i++) {
+        v->what = (cbn_bound_writes(b, i) ? WRITES : 0) | (b->op->params[i].aliased ? VIEWS : 0);
+        if (makes_lists && cbn_value_is_seq(&b->v[i]) && b->v[i].has_nodes) v->what |= VIEWS;
+        if (v->what == 0) continue;
+        if (!b->op->params[i].variadic) {
+            CBN_TRY(touch_value(v, &b->v[i]));
+            continue;
+        }
+        for (uint32_t k = 0; k < b->nrest; k++) CBN_TRY(touch_value(v, &b->rest[k]));
+    }
+    return CBN_OK;
+}
+
+static bool named_as_writing(const char *name, size_t len) {
+    return len > 1 && name[len - 1] == '_' && name[len - 2] != '_';
+}
+
+static cbn_status call(visit *v, const cbn_node *node) {
+    cbn_graph *g = v->e->g;
+    cbn_bound bound;
+    cbn_error ignored; /* a call that does not bind is like one of a callable that nobody knows */
+    if (node->opcode != 0 && cbn_op_bind(g, v->node, &bound, &ignored) == CBN_OK) return bound_call(v, &bound);
+    if (node->op == CBN_NODE_CALL_METHOD && node->opcode == 0 && node->args->nargs > 0) {
+        size_t len = 0;
+        const char *name = node->target.tag == CBN_V_STR ? cbn_graph_str(g, node->target.u.str, &len) : "";
+        v->what = VIEWS | (named_as_writing(name, len) ? WRITES : 0);
+        return touch_value(v, &node->args->v[0]);
+    }
+    v->what = VIEWS | WRITES;
+    return touch_all(v, node->args);
+}
+
+/* ---- modules ---------------------------------------------------------------------------------------------------------- */
+static cbn_status touch_held(cbn_host array, void *arg) {
+    const visit *v = arg;
+    bool is_array;
+    uint32_t element;
+    CBN_TRY(cbn_effects_add_array(v->e, array, UINT32_MAX, &is_array, &element, v->err));
+    return is_array ? touch(v, element) : CBN_OK;
+}
+
+static cbn_status write_statistics(visit *v, const cbn_module_info *info) {
+    v->what = WRITES;
+    if (info->mean != NULL) CBN_TRY(touch_held(info->mean, v));
+    if (info->var != NULL) CBN_TRY(touch_held(info->var, v));
+    return CBN_OK;
+}
+
+static cbn_status call_module(visit *v, const cbn_node *node, cbn_host root) {
+    const cbn_host_vtable *host = cbn_graph_host(v->e->g);
+    cbn_host module = NULL;
+    if (root != NULL && node->target.tag == CBN_V_STR) {
+        CBN_TRY(host->resolve(root, cbn_graph_str(v->e->g, node->target.u.str, NULL), &module, v->err));
+    }
+    if (module != NULL) {
+        cbn_module_info info;
+        CBN_TRY(host->module(module, &info, v->err));
+        const bool layer = info.kind != CBN_MODULE_OTHER && !info.hooked;
+        if (layer) return info.kind == CBN_MODULE_BATCH_NORM && info.training ? write_statistics(v, &info) : CBN_OK;
+        v->what = VIEWS;
+        if (info.pure) return touch_all(v, node->args);
+        v->what = VIEWS | WRITES;
+        CBN_TRY(host->module_arrays(module, touch_held, v, v->err));
+    }
+    v->what = VIEWS | WRITES;
+    return touch_all(v, node->args);
+}
+
+static cbn_status join_held(cbn_host array, void *arg) {
+    const visit *v = arg;
+    bool is_array;
+    uint32_t element;
+    return cbn_effects_add_array(v->e, array, v->node, &is_array, &element, v->err);
+}
+
+static cbn_status get_attr(visit *v, const cbn_node *node, cbn_host root) {
+    cbn_effects *e = v->e;
+    const cbn_host_vtable *host = cbn_graph_host(e->g);
+    cbn_host object = NULL;
+    if (root != NULL && node->target.tag == CBN_V_STR) {
+        CBN_TRY(host->resolve(root, cbn_graph_str(e->g, node->target.u.str, NULL), &object, v->err));
+    }
+    if (object == NULL) {
+        cbn_effects_join(e, v->node, e->anything);
+        return CBN_OK;
+    }
+    bool is_array;
+    uint32_t element;
+    CBN_TRY(cbn_effects_add_array(e, object, v->node, &is_array, &element, v->err));
+    /* A module: whoever is handed it may look at its arrays. */
+    return is_array ? CBN_OK : host->module_arrays(object, join_held, v, v->err);
+}
+
+cbn_status cbn_effects_node(cbn_effects *e, cbn_node_id id, cbn_host root, cbn_error *err) {
+    const cbn_node *node = cbn_graph_node(e->g, id);
+    visit v = {.e = e, .node = id, .err = err};
+    switch (node->op) {
+    case CBN_NODE_GET_ATTR: return get_attr(&v, node, root);
+    case CBN_NODE_CALL_MODULE: return call_module(&v, node, root);
+    case CBN_NODE_CALL_FUNCTION:
+    case CBN_NODE_CALL_METHOD: return call(&v, node);
+    default: return CBN_OK;
+    }
+}
