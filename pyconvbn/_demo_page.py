@@ -36,7 +36,8 @@ f"{right[0]:.2%} right before, {right[1]:.2%} after" """.rstrip(),
 )
 
 _CSS = """
-:root{--ground:#fff;--ink:#1d232a;--dim:#5d6772;--cell:#f5f6f8;--line:#dfe3e8;--key:#8250df;--text:#0a3069;--bar:#58a6f0}
+:root{--ground:#fff;--ink:#1d232a;--dim:#5d6772;--cell:#f5f6f8;--line:#dfe3e8;--key:#8250df;--text:#0a3069;
+--bar:#58a6f0}
 @media (prefers-color-scheme:dark){:root{--ground:#0f1318;--ink:#e4e9ee;--dim:#98a3ae;--cell:#181d24;--line:#2c333b;
 --key:#d2a8ff;--text:#a5d6ff;--bar:#3d82c4}}
 :root{color-scheme:light dark}
@@ -44,7 +45,8 @@ body{margin:24px auto;max-width:1180px;padding:0 20px;background:var(--ground);c
 font:14px/1.45 system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}
 h1{font-size:22px;margin:0}p{margin:4px 0 18px;color:var(--dim)}
 .cell{display:grid;grid-template-columns:58px 1fr;gap:4px 8px;margin-bottom:16px}
-.cell>span{color:var(--dim);font:12px/20px ui-monospace,Menlo,'DejaVu Sans Mono',monospace;text-align:right;padding-top:8px}
+.cell>span{color:var(--dim);font:12px/20px ui-monospace,Menlo,'DejaVu Sans Mono',monospace;text-align:right;
+padding-top:8px}
 pre{margin:0;padding:8px 12px;background:var(--cell);border:1px solid var(--line);border-radius:6px;overflow:auto;
 font:13px/20px ui-monospace,Menlo,'DejaVu Sans Mono',monospace}
 .out{padding:6px 2px;overflow:auto}.k{color:var(--key)}.s{color:var(--text)}.c{color:var(--dim)}

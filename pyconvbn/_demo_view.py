@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._demo_measure import BatchNormRow, DemoResult
+from ._verify import short
 from .fx._describe import describe
 
 __all__ = ["RUNS", "Terminal", "demo_text", "draw_plot", "duration"]
@@ -227,7 +228,7 @@ def _verify_lines(result: DemoResult, term: Terminal) -> list[str]:
     for key, label in RUNS[1:]:
         report = result.reports[key]
         for o in report.outputs:
-            ulp = f"{o.ulp_median:.2g} / {o.ulp_max:.3g}"
+            ulp = f"{short(o.ulp_median)} / {short(o.ulp_max)}"
             text = (
                 f"  {label:<16}{o.ratio:>7.2f}{o.max_abs:>15.2e}{o.max_abs_before:>10.2e}  {ulp:>17}  "
                 f"{(o.argmax_agreement or 0):.2%}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import nn
 
 if TYPE_CHECKING:
-    from .fx import GraphModule
+    from .fx.graph_module import GraphModule
     from .report import FoldReport
 
 __all__ = ["fold"]
@@ -71,7 +71,9 @@ def fold(
 
 def _graph_of(model: Any) -> GraphModule:
     """The model as a graph; the arrays are still the model's."""
-    from .fx import GraphModule, from_torch, symbolic_trace
+    from .fx._from_torch import from_torch
+    from .fx.graph_module import GraphModule
+    from .fx.tracer import symbolic_trace
 
     if isinstance(model, GraphModule):
         return model

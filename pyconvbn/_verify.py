@@ -116,7 +116,7 @@ class VerifyReport:
             agreement = "" if o.argmax_agreement is None else f"{100 * o.argmax_agreement:.4g} %"
             rows.append((
                 o.path, "x".join(map(str, o.shape)), o.dtype, f"{o.max_abs:.2e}", f"{o.max_abs_before:.2e}",
-                f"{o.max_rel:.2e}", f"{o.ulp_median:.3g} / {o.ulp_max:.3g}", f"{o.ratio:.3g}", agreement,
+                f"{o.max_rel:.2e}", f"{short(o.ulp_median)} / {short(o.ulp_max)}", f"{o.ratio:.3g}", agreement,
             ))  # fmt: skip
         return rows
 
@@ -177,6 +177,11 @@ def _census(value: _Array) -> dict[str, int]:
     return {
         "nan": int(np.isnan(value).sum()), "+inf": int(np.isposinf(value).sum()), "-inf": int(np.isneginf(value).sum()),
     }  # fmt: skip
+
+
+def short(number: float) -> str:
+    """Three digits: 2.15, 3020, 1.2e+09."""
+    return f"{number:.3g}" if not 1000 <= number < 1e6 else f"{number:.0f}"
 
 
 def _census_text(census: dict[str, int]) -> str:
@@ -291,8 +296,8 @@ def verify(
     are the largest distances to the float64 run and ``f = eps * max|reference|`` is one rounding; and as many NaN and
     infinities after as before. Where a channel has few numbers (the logits of one image, what a ReLU leaves of a
     channel), their largest error is a matter of luck: the network is then also run on more made-up inputs, or on the
-    given ones with a little noise. For a network that is float64 itself, ``e_before`` is the error of its float32 run, scaled by the ratio of
-    the two roundings.
+    given ones with a little noise. For a network that is float64 itself, ``e_before`` is the error of its float32 run,
+    scaled by the ratio of the two roundings.
 
     On failure, when both can be seen as graphs, the report names the first node where they part and what the
     difference looks like. Raises `TypeError` for what cannot be called or is not an array, `ValueError` when inputs

@@ -251,7 +251,8 @@ def _cause_of_fold(value: _Array, exact: _Array, conv: Any, bn: Any, new: Any, s
     if not np.isfinite(value).all():
         return "values are not finite"
     r = 1.0 / np.sqrt(found.var + found.eps)
-    b = getattr(attribute(sides.old, conv.target), "bias", None)
+    layer = run_.layer_of(conv, sides.old)
+    b = None if layer is None else layer.bias
     g, t, m, r, b = (_along(np.asarray(v, np.float64), y.ndim) for v in (
         found.gamma, found.beta, found.mean, r, np.zeros(len(r)) if b is None else b))  # fmt: skip
     s = g * r
@@ -279,13 +280,10 @@ def _cause_of_fold(value: _Array, exact: _Array, conv: Any, bn: Any, new: Any, s
 @np.errstate(all="ignore")
 def _cause_of_weights(conv: Any, new: Any, gain: _Array, sides: _Sides) -> str | None:
     """Reads off the folded weights which channel's gamma/sigma each filter got."""
-    old_module, new_module = attribute(sides.old, conv.target), attribute(sides.new, new.target)
-    old, folded = (getattr(m, "weight", None) for m in (old_module, new_module))
-    if not isinstance(old, np.ndarray) or not isinstance(folded, np.ndarray) or old.shape != folded.shape:
+    layer, new_layer = run_.layer_of(conv, sides.old), run_.layer_of(new, sides.new)
+    if layer is None or new_layer is None or layer.weight.shape != new_layer.weight.shape or layer.weight.ndim < 3:
         return None
-    if old.ndim < 3:
-        return None
-    old, folded = old.astype(np.float64), folded.astype(np.float64)
+    old, folded = layer.weight.astype(np.float64), new_layer.weight.astype(np.float64)
     spatial = tuple(range(2, old.ndim))
     # The factor of each filter, by least squares, and what it leaves.
     power = (old * old).sum(spatial)
@@ -293,11 +291,10 @@ def _cause_of_weights(conv: Any, new: Any, gain: _Array, sides: _Sides) -> str |
     left = np.abs(folded - factor.reshape(*factor.shape, *[1] * len(spatial)) * old).max()
     if left > _LEFT * np.abs(folded).max():
         return "the weights are not those of before times gamma/sigma: stale, changed since one was made from the other"
-    groups = int(getattr(old_module, "groups", 1))
     rows, columns = np.indices(factor.shape)
     channel = rows
-    if getattr(old_module, "transposed", False):
-        channel = rows // (old.shape[0] // groups) * old.shape[1] + columns
+    if layer.transposed:
+        channel = rows // (old.shape[0] // layer.groups) * old.shape[1] + columns
     expected = gain[channel]
     close = 1e-3 * np.abs(gain).max()
     if (np.abs(factor - expected) <= close)[power > 0].all():

@@ -8,7 +8,7 @@ import functools
 import sys
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,8 @@ from ._modules import is_torch
 from .fx._describe import attribute, describe
 
 __all__ = [
-    "as_inputs", "call", "cast_tree", "copy_in", "graph_of", "interpret", "leaves", "made_up_inputs",
-    "record", "trace",
+    "as_inputs", "call", "cast_tree", "copy_in", "graph_of", "interpret", "layer_of", "leaves",
+    "made_up_inputs", "record", "trace",
 ]  # fmt: skip
 
 _Array = NDArray[Any]
@@ -275,23 +275,33 @@ def _first_layer(placeholder: Any, nodes: list[Any], root: Any) -> Any | None:
     return None
 
 
-def _input_shape(node: Any, root: Any) -> tuple[int, int, np.dtype[Any]] | None:
-    """(channels, spatial axes, dtype) of what a convolution or linear node reads; None where it does not tell."""
+class Layer(NamedTuple):
+    """Parameters of a convolution or linear node."""
+
+    weight: _Array
+    bias: _Array | None
+    transposed: bool
+    groups: int
+
+
+def layer_of(node: Any, root: Any) -> Layer | None:
+    """What a convolution or linear node computes with; None where the graph does not tell."""
     if node.op == "call_module":
         module = attribute(root, node.target)
-        weight = getattr(module, "weight", None)
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         transposed, groups = getattr(module, "transposed", False), getattr(module, "groups", 1)
     else:
-        # conv*: (input, weight, bias, stride, padding, dilation, groups); transposed ones have groups there too.
+        # conv*: (input, weight, bias, stride, padding, dilation, groups); transposed ones have groups there too;
+        # aten.convolution: (input, weight, bias, stride, padding, dilation, transposed, output_padding, groups).
         name, args = describe(node, root).title, [*node.args, *[None] * 9]
-        source = node.kwargs.get("weight", args[1])
-        weight = attribute(root, getattr(source, "target", None))
+        found = (node.kwargs.get(key, args[at]) for at, key in ((1, "weight"), (2, "bias")))
+        weight, bias = (attribute(root, getattr(source, "target", None)) for source in found)
         transposed = args[6] is True if name == "convolution" else "transpose" in name
         groups = node.kwargs.get("groups", args[8 if name == "convolution" else 6])
     if not isinstance(weight, np.ndarray) or weight.ndim < 2:
         return None
-    groups = groups if isinstance(groups, int) else 1
-    return weight.shape[0] if transposed else weight.shape[1] * groups, weight.ndim - 2, weight.dtype
+    bias = bias if isinstance(bias, np.ndarray) else None
+    return Layer(weight, bias, bool(transposed), groups if isinstance(groups, int) else 1)
 
 
 def made_up_inputs(gm: Any, rng: np.random.Generator, runs: Callable[[tuple[Any, ...]], bool]) -> tuple[Any, ...]:
@@ -314,10 +324,11 @@ def made_up_inputs(gm: Any, rng: np.random.Generator, runs: Callable[[tuple[Any,
             known.append((tuple(meta.shape), 0, dtype))
             continue
         layer = _first_layer(node, nodes, root)
-        found = None if layer is None else _input_shape(layer, root)
+        found = None if layer is None else layer_of(layer, root)
         if found is None:
             raise ValueError(f"inputs: the shape of {node.name!r} cannot be told from the graph; pass inputs=")
-        known.append(((_BATCH, found[0]), found[1], found[2]))
+        channels = found.weight.shape[0] if found.transposed else found.weight.shape[1] * found.groups
+        known.append(((_BATCH, channels), found.weight.ndim - 2, found.weight.dtype))
     for size in _SIZES:
         inputs = tuple(rng.normal(size=shape + (size,) * unknown).astype(dtype) for shape, unknown, dtype in known)
         if runs(inputs):

@@ -102,6 +102,8 @@ class FoldReport(Sequence[FoldRow]):
     Args:
         rows: the rows.
 
+    Pickled and copied as its rows.
+
     >>> from pyconvbn.report import FoldReport, FoldRow
     >>> report = FoldReport([FoldRow("bn1", "bn1", "fused", "OK", new_node="efficient_conv_bn_eval", conv="conv1")])
     >>> print(report)
@@ -112,16 +114,28 @@ class FoldReport(Sequence[FoldRow]):
     (True, {'fused': 1})
     """
 
-    __slots__ = ("rows",)
+    __slots__ = ("_core_rows", "_rows")
 
-    rows: tuple[FoldRow, ...]
+    # Making the rows takes longer than the pass: they wait in the form the C code gave until somebody looks.
+    _core_rows: list[tuple[Any, ...]] | None
+    _rows: tuple[FoldRow, ...]
 
     def __init__(self, rows: Iterable[FoldRow] = ()) -> None:
-        self.rows = tuple(rows)
+        self._core_rows = None
+        self._rows = tuple(rows)
+
+    @property
+    def rows(self) -> tuple[FoldRow, ...]:
+        """The rows, in graph order."""
+        waiting = self._core_rows
+        if waiting is not None:
+            self._rows = tuple(FoldRow(*row) for row in waiting)
+            self._core_rows = None
+        return self._rows
 
     # -- as a sequence -------------------------------------------------------------------------------------------------
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._rows if self._core_rows is None else self._core_rows)
 
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
@@ -135,6 +149,9 @@ class FoldReport(Sequence[FoldRow]):
     def __hash__(self) -> int:
         return hash(self.rows)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.rows,)
+
     # -- sums ----------------------------------------------------------------------------------------------------------
     @property
     def ok(self) -> bool:
@@ -144,7 +161,9 @@ class FoldReport(Sequence[FoldRow]):
     @property
     def counts(self) -> dict[str, int]:
         """How many rows have each outcome; outcomes that did not occur are not in it."""
-        return dict(Counter(row.outcome for row in self.rows))
+        if self._core_rows is not None:
+            return dict(Counter([row[2] for row in self._core_rows]))
+        return dict(Counter(row.outcome for row in self._rows))
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -276,6 +295,8 @@ on it.
         return " ".join(parts)
 
     @classmethod
-    def _from_core(cls, rows: Iterable[tuple[Any, ...]]) -> FoldReport:
+    def _from_core(cls, rows: list[tuple[Any, ...]]) -> FoldReport:
         """From the tuples of the C passes, whose order is that of FoldRow's fields."""
-        return cls(FoldRow(*row) for row in rows)
+        report = cls()
+        report._core_rows = rows
+        return report

@@ -294,7 +294,8 @@ static cbn_status ask_mutation(cbn_pair_context *c, bool *done) {
         CBN_TRY(cbn_param_of_value(c, &input, x));
         CBN_TRY(writer_of(c, &input, after, before, &writer));
     }
-    if (writer != 0) *done = keep(c, CBN_REASON_MUTATED_BETWEEN, writer, NULL);
+    static const char frozen[] = "a parameter may be written while the graph runs; efficient_conv_bn_eval copes";
+    if (writer != 0) *done = keep(c, CBN_REASON_MUTATED_BETWEEN, writer, fold ? frozen : NULL);
     return CBN_OK;
 }
 

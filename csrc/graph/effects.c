@@ -21,7 +21,7 @@ cbn_status cbn_u32s_push(cbn_u32s *a, uint32_t value, cbn_error *err) {
     return CBN_OK;
 }
 
-/* ---- building ---------------------------------------------------------------------------------------------------------- */
+/* ---- building ---------------------------------------------------------------------------------------------------- */
 uint32_t cbn_effects_find(cbn_effects *e, uint32_t x) {
     uint32_t *parent = e->parent.v;
     while (parent[x] != x) x = parent[x] = parent[parent[x]];
@@ -55,8 +55,8 @@ static cbn_status add_range(cbn_effects *e, uintptr_t lo, uintptr_t hi, uint32_t
     return CBN_OK;
 }
 
-cbn_status cbn_effects_add_array(cbn_effects *e, cbn_host array, uint32_t joined_with, bool *is_array, uint32_t *element,
-                                 cbn_error *err) {
+cbn_status cbn_effects_add_array(cbn_effects *e, cbn_host array, uint32_t joined_with, bool *is_array,
+                                 uint32_t *element, cbn_error *err) {
     cbn_array_info info;
     CBN_TRY(cbn_graph_host(e->g)->array(array, &info, is_array, err));
     if (!*is_array) return CBN_OK;
@@ -96,7 +96,8 @@ static void merge_ranges(cbn_effects *e) {
 /* From the pairs (element, node), which are in list order, the list of each class. */
 static cbn_status sort_writers(cbn_effects *e, cbn_error *err) {
     const uint32_t classes = e->parent.n, pairs = e->written.n;
-    for (uint32_t x = 0; x < classes; x++) e->parent.v[x] = cbn_effects_find(e, x); /* roots are the smallest: one pass */
+    for (uint32_t x = 0; x < classes; x++)
+        e->parent.v[x] = cbn_effects_find(e, x); /* roots are the smallest: one pass */
     e->first.v = cbn_calloc((classes + 1) * sizeof *e->first.v);
     e->by_class.v = cbn_alloc_array(pairs, sizeof *e->by_class.v);
     if (e->first.v == NULL || e->by_class.v == NULL) return cbn_fail_memory(err, "effects", (classes + pairs) * 4u);
@@ -160,7 +161,7 @@ void cbn_effects_free(cbn_effects *e) {
     cbn_free(e);
 }
 
-/* ---- asking ------------------------------------------------------------------------------------------------------------ */
+/* ---- asking ------------------------------------------------------------------------------------------------------ */
 enum { NOT_SEEN = UINT32_MAX };
 
 /* The class of a live node's value, or NOT_SEEN. */

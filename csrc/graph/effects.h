@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Who may write whose memory: one analysis for every pass.
  *
- * Each node's value belongs to an alias class: views join the class of what they view (schema marks, methods that view), two
- * get_attr nodes join when the arrays they name share memory, a get_attr joins the constants in arguments that share memory
- * with it. What the table does not know - a callable, a module that is not pure - may write all it is given (a module: also
+ * Each node's value belongs to an alias class: views join the class of what they view (schema marks, methods that
+ * view), two
+ * get_attr nodes join when the arrays they name share memory, a get_attr joins the constants in arguments that share
+ * memory
+ * with it. What the table does not know - a callable, a module that is not pure - may write all it is given (a
+ * module: also
  * the arrays it holds) and return any of it. For each class the writing nodes are listed.
  * Taken as true: a placeholder shares memory with nothing else in the graph; a[i] = b copies b. */
 #ifndef CBN_EFFECTS_H

@@ -73,7 +73,7 @@ static cbn_status call(visit *v, const cbn_node *node) {
     return touch_all(v, node->args);
 }
 
-/* ---- modules ---------------------------------------------------------------------------------------------------------- */
+/* ---- modules ----------------------------------------------------------------------------------------------------- */
 static cbn_status touch_held(cbn_host array, void *arg) {
     const visit *v = arg;
     bool is_array;

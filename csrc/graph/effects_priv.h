@@ -17,8 +17,10 @@ typedef struct cbn_interval {
     uint32_t element;
 } cbn_interval;
 
-/* An element is a node's value (its id) or, from `anything` on, an array met as a constant or in a module. While building,
- * `parent` is a union-find forest over elements; afterwards parent.v[id] is each node's class, `anything` and the ranges'
+/* An element is a node's value (its id) or, from `anything` on, an array met as a constant or in a module. While
+ * building,
+ * `parent` is a union-find forest over elements; afterwards parent.v[id] is each node's class, `anything` and the
+ * ranges'
  * elements are classes too. */
 struct cbn_effects {
     cbn_graph *g;

@@ -55,32 +55,34 @@ static size_t str_len(const cbn_strings *t, cbn_str s) {
     return t->entries[s + 1].offset - t->entries[s].offset - 1;
 }
 
-/* The place in the table where the string is, or where it would go. */
+/* The place in the table where the string is, or where it would go. The hash beside the id spares a look at the entry,
+ * which in a large graph is a cache miss. */
 static uint32_t place_of(const cbn_strings *t, const char *s, size_t len, uint32_t hash) {
     uint32_t at = hash & t->table_mask;
     for (;; at = (at + 1) & t->table_mask) {
-        const cbn_str e = t->table[at];
+        const uint64_t place = t->table[at];
+        const cbn_str e = (cbn_str)place;
         if (e == CBN_STR_NONE) return at;
-        if (t->entries[e].hash == hash && str_len(t, e) == len &&
-            memcmp(t->text + t->entries[e].offset, s, len) == 0)
+        if (place >> 32 == hash && str_len(t, e) == len && memcmp(t->text + t->entries[e].offset, s, len) == 0)
             return at;
     }
 }
 
 cbn_str cbn_graph_find_str(const cbn_graph *g, const char *s, size_t len) {
     const cbn_strings *t = &g->strings;
-    return t->table ? t->table[place_of(t, s, len, hash_text(s, len))] : CBN_STR_NONE;
+    return t->table ? (cbn_str)t->table[place_of(t, s, len, hash_text(s, len))] : CBN_STR_NONE;
 }
 
 static cbn_status grow_table(cbn_strings *t, cbn_error *err) {
     const uint32_t places = t->table ? 2 * (t->table_mask + 1) : 64;
-    cbn_str *table = cbn_alloc_array(places, sizeof *table);
+    uint64_t *table = cbn_alloc_array(places, sizeof *table);
     if (!table) return cbn_fail_memory(err, "names of a graph", places * sizeof *table);
     memset(table, 0xff, places * sizeof *table);
-    for (uint32_t i = 0; i < t->count; i++) {
-        uint32_t at = t->entries[i].hash & (places - 1);
-        while (table[at] != CBN_STR_NONE) at = (at + 1) & (places - 1);
-        table[at] = i;
+    for (uint32_t i = 0; t->table && i <= t->table_mask; i++) {
+        if ((cbn_str)t->table[i] == CBN_STR_NONE) continue;
+        uint32_t at = (uint32_t)(t->table[i] >> 32) & (places - 1);
+        while ((cbn_str)table[at] != CBN_STR_NONE) at = (at + 1) & (places - 1);
+        table[at] = t->table[i];
     }
     cbn_free(t->table);
     t->table = table;
@@ -111,14 +113,15 @@ static cbn_status grow_text(cbn_strings *t, size_t need, cbn_error *err) {
 cbn_status cbn_graph_intern(cbn_graph *g, const char *s, size_t len, cbn_str *out, cbn_error *err) {
     cbn_strings *t = &g->strings;
     const uint32_t hash = hash_text(s, len);
-    if (t->table) {
-        const cbn_str found = t->table[place_of(t, s, len, hash)];
-        if (found != CBN_STR_NONE) {
-            *out = found;
-            return CBN_OK;
-        }
+    uint32_t place = t->table ? place_of(t, s, len, hash) : 0;
+    if (t->table && (cbn_str)t->table[place] != CBN_STR_NONE) {
+        *out = (cbn_str)t->table[place];
+        return CBN_OK;
     }
-    if (!t->table || 2 * (uint64_t)(t->count + 1) > t->table_mask) CBN_TRY(grow_table(t, err));
+    if (!t->table || 4 * (uint64_t)t->count >= 3 * (uint64_t)t->table_mask) {
+        CBN_TRY(grow_table(t, err));
+        place = place_of(t, s, len, hash);
+    }
     if (t->count + 2 > t->cap) CBN_TRY(grow_entries(t, err));
     if (t->text_len + len + 1 > t->text_cap) {
         if (t->text && s >= t->text && s < t->text + t->text_len) {
@@ -134,10 +137,9 @@ cbn_status cbn_graph_intern(cbn_graph *g, const char *s, size_t len, cbn_str *ou
     t->text[t->text_len + len] = 0;
     t->text_len += len + 1;
     const cbn_str id = t->count++;
-    t->entries[id].hash = hash;
     t->entries[id].count = t->entries[id].dense = t->entries[id].flags = 0;
     t->entries[id + 1] = (cbn_str_entry){.offset = (uint32_t)t->text_len};
-    t->table[place_of(t, t->text + t->entries[id].offset, len, hash)] = id;
+    t->table[place] = (uint64_t)hash << 32 | id;
     *out = id;
     return CBN_OK;
 }

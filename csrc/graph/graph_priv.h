@@ -42,7 +42,7 @@ enum {
     CBN_NAME_DENSE_MAX = (1 << 28) - 1
 };
 typedef struct cbn_str_entry {
-    uint32_t offset, hash;
+    uint32_t offset;
     uint32_t count;      /* as the base of names: the last number given */
     uint32_t dense : 28; /* as the base of names: base_1 to base_<dense> are used */
     uint32_t flags : 4;  /* CBN_NAME_... */
@@ -53,7 +53,7 @@ typedef struct cbn_strings {
     size_t text_len, text_cap;
     cbn_str_entry *entries; /* one more than count: the last gives the end of the text */
     uint32_t count, cap;
-    cbn_str *table; /* open addressing, table_mask + 1 places, CBN_STR_NONE is empty */
+    uint64_t *table; /* open addressing, table_mask + 1 places: hash above, id or CBN_STR_NONE below */
     uint32_t table_mask;
 } cbn_strings;
 

@@ -6,7 +6,7 @@
 
 #include "graph/shape_priv.h"
 
-/* ---- what rules use ------------------------------------------------------------------------------------------------- */
+/* ---- what rules use ---------------------------------------------------------------------------------------------- */
 cbn_status cbn_shape_fail(cbn_shape_call *c, const char *fmt, ...) {
     char text[256];
     va_list ap;
@@ -104,7 +104,7 @@ cbn_status cbn_shape_axis(cbn_shape_call *c, const char *name, int64_t dim, int 
     return CBN_OK;
 }
 
-/* ---- elementwise ------------------------------------------------------------------------------------------------------ */
+/* ---- elementwise ------------------------------------------------------------------------------------------------- */
 static bool has_dtype_argument(const cbn_shape_call *c) {
     const cbn_value *v = cbn_shape_arg(c, "dtype");
     return v != NULL && v->tag != CBN_V_NONE;
@@ -146,7 +146,8 @@ static cbn_status broadcast(cbn_shape_call *c, const cbn_tensor_meta *a, const c
     return CBN_OK;
 }
 
-/* The two sides of arithmetic: each an array or a number. *both false: not known. A number has no axes and no say in the
+/* The two sides of arithmetic: each an array or a number. *both false: not known. A number has no axes and no say in
+ * the
  * dtype; two arrays of different widths give the wider. */
 static cbn_status two_sides(cbn_shape_call *c, cbn_tensor_meta *out, bool *both) {
     cbn_tensor_meta side[2];
@@ -208,7 +209,7 @@ static const cbn_shape_row elementwise[] = {
     {"divide", rule_broadcast},    {"compare", rule_compare}, {NULL, NULL},
 };
 
-/* ---- the driver --------------------------------------------------------------------------------------------------------- */
+/* ---- the driver -------------------------------------------------------------------------------------------------- */
 static cbn_shape_rule find_rule(const char *name) {
     const cbn_shape_row *const tables[] = {elementwise, cbn_shape_rules_layers, cbn_shape_rules_views};
     for (size_t t = 0; t < sizeof tables / sizeof tables[0]; t++) {
@@ -233,7 +234,10 @@ static cbn_status infer_get_attr(cbn_shape_call *c, const cbn_node *node) {
 
 /* BatchNorm keeps the shape, Linear changes the last axis. A convolution's geometry is the host's to know. */
 static cbn_status infer_module(cbn_shape_call *c, const cbn_node *node) {
-    if (c->root == NULL || node->target.tag != CBN_V_STR || node->args->nargs != 1) return CBN_OK;
+    const cbn_args *args = node->args;
+    if (c->root == NULL || node->target.tag != CBN_V_STR || args->nargs + args->nkw != 1) return CBN_OK;
+    if (args->nkw == 1 && strcmp(cbn_graph_str(c->g, cbn_args_key(args, 0), NULL), "input") != 0) return CBN_OK;
+    const cbn_value *input = args->nkw == 1 ? cbn_args_kw(args, 0) : &args->v[0];
     const cbn_host_vtable *host = cbn_graph_host(c->g);
     cbn_host module;
     CBN_TRY(host->resolve(c->root, cbn_graph_str(c->g, node->target.u.str, NULL), &module, c->err));
@@ -243,7 +247,7 @@ static cbn_status infer_module(cbn_shape_call *c, const cbn_node *node) {
     if (info.hooked || (info.kind != CBN_MODULE_BATCH_NORM && info.kind != CBN_MODULE_LINEAR)) return CBN_OK;
     cbn_tensor_meta x;
     bool found;
-    CBN_TRY(cbn_shape_array(c, &node->args->v[0], &x, &found));
+    CBN_TRY(cbn_shape_array(c, input, &x, &found));
     if (!found || !is_floating(&x) || x.ndim < 1) return CBN_OK;
     if (info.kind == CBN_MODULE_LINEAR) x.shape[x.ndim - 1] = info.channels;
     c->out = x;

@@ -36,8 +36,8 @@ static cbn_status bind_positional(const cbn_args *args, const char *node, cbn_bo
     const int npositional = positional_params(op);
     for (uint32_t i = 0; i < args->nargs; i++) {
         if (i >= (uint32_t)npositional) {
-            return cbn_fail(err, CBN_BAD_TYPE, "%s: expected at most %d positional arguments, got %u (node %s)", op->name,
-                            npositional, args->nargs, node);
+            return cbn_fail(err, CBN_BAD_TYPE, "%s: expected at most %d positional arguments, got %u (node %s)",
+                            op->name, npositional, args->nargs, node);
         }
         if (op->params[i].variadic) {
             bind_rest(out, (int)i, &args->v[i], args->nargs - i);
@@ -56,7 +56,8 @@ static cbn_status bind_keywords(const cbn_graph *g, const cbn_args *args, const 
         const char *key = cbn_graph_str(g, cbn_args_key(args, k), NULL);
         const int i = cbn_op_param(op, key);
         if (i < 0) {
-            return cbn_fail(err, CBN_BAD_TYPE, "%s: unexpected keyword argument '%.60s' (node %s)", op->name, key, node);
+            return cbn_fail(err, CBN_BAD_TYPE, "%s: unexpected keyword argument '%.60s' (node %s)", op->name, key,
+                            node);
         }
         if (out->given[i]) {
             return cbn_fail(err, CBN_BAD_TYPE, "%s: argument '%s' is given twice (node %s)", op->name, key, node);
@@ -94,7 +95,7 @@ cbn_status cbn_op_bind(const cbn_graph *g, cbn_node_id id, cbn_bound *out, cbn_e
     return CBN_OK;
 }
 
-/* ---- what a call does beyond its result ------------------------------------------------------------------------------ */
+/* ---- what a call does beyond its result -------------------------------------------------------------------------- */
 bool cbn_bound_not_training(const cbn_bound *b) {
     const cbn_value *v = cbn_bound_get(b, "training");
     if (v == NULL) v = cbn_bound_get(b, "train");

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Reads the schemas of graph_ops.def. They are ours, so a mistake in one is CBN_BAD_STATE naming the row: the table of a
+/* Reads the schemas of graph_ops.def. They are ours, so a mistake in one is CBN_BAD_STATE naming the row: the table
+ * of a
  * build with such a row cannot be made at all. */
 #include "graph/op_schema.h"
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The operators the graph knows: one row of graph_ops.def each, with the schema that binding, defaults, purity, aliasing, shape
+/* The operators the graph knows: one row of graph_ops.def each, with the schema that binding, defaults, purity,
+ * aliasing, shape
  * rules, execution and documentation come from. */
 #ifndef CBN_OP_TABLE_H
 #define CBN_OP_TABLE_H
@@ -18,15 +19,15 @@ typedef enum {
 typedef enum {
     CBN_FAMILY_NONE,
     CBN_FAMILY_LINEAR,
-    CBN_FAMILY_CONV,           /* conv1d/2d/3d, functional or aten */
+    CBN_FAMILY_CONV, /* conv1d/2d/3d, functional or aten */
     CBN_FAMILY_CONV_TRANSPOSE,
-    CBN_FAMILY_CONVOLUTION,    /* aten.convolution: transposed is an argument */
-    CBN_FAMILY_BATCH_NORM,     /* one result; arguments are named input, weight, bias, running_mean, running_var, training, eps */
+    CBN_FAMILY_CONVOLUTION, /* aten.convolution: transposed is an argument */
+    CBN_FAMILY_BATCH_NORM, /* one result; arguments are named input, weight, bias, running_mean, running_var, ... */
     CBN_FAMILY_BATCH_NORM_TUPLE, /* _native_batch_norm_legit*: result is a tuple */
     CBN_FAMILY_ACTIVATION,
     CBN_FAMILY_BINARY,
     CBN_FAMILY_GETITEM,
-    CBN_FAMILY_EFFICIENT       /* efficient_conv_bn_eval, _decomposed */
+    CBN_FAMILY_EFFICIENT /* efficient_conv_bn_eval, _decomposed */
 } cbn_op_family;
 
 enum { CBN_OP_MAX_ARGS = 16 };
@@ -79,8 +80,10 @@ CBN_NODISCARD cbn_status cbn_op_table_register(cbn_op_table *t, cbn_host callabl
 cbn_opcode cbn_op_table_lookup(const cbn_op_table *t, cbn_host callable);             /* 0: unknown; t may be NULL */
 cbn_opcode cbn_op_table_method(const cbn_op_table *t, const char *name, size_t len);  /* call_method targets */
 
-/* The arguments of a node in the order of the schema, defaults filled in. Positions the call does not give and that have no
- * default (or a default string) are tag CBN_V_NONE. given: the call has it. A variadic parameter has its values in rest,
+/* The arguments of a node in the order of the schema, defaults filled in. Positions the call does not give and that
+ * have no
+ * default (or a default string) are tag CBN_V_NONE. given: the call has it. A variadic parameter has its values in
+ * rest,
  * however they were passed (v is then the sequence, or the first of them). Borrowed values. */
 typedef struct cbn_bound {
     const cbn_op *op;
@@ -102,8 +105,11 @@ bool cbn_bound_writes(const cbn_bound *b, int i);
 /* Is a constant False bound to `training` or `train`? */
 bool cbn_bound_not_training(const cbn_bound *b);
 
-/* Must a node be kept though nobody uses its value? placeholder and output: yes; rows that write or are impure or random:
- * yes; batch_norm with training true (or not a constant): yes; an unknown callable or method: as torch.fx, no, unless its
- * method name ends in a single '_'; call_module: training BatchNorm yes (needs `root`, the owning module or NULL), else no. */
+/* Must a node be kept though nobody uses its value? placeholder and output: yes; rows that write or are impure or
+ * random:
+ * yes; batch_norm with training true (or not a constant): yes; an unknown callable or method: as torch.fx, no, unless
+ * its
+ * method name ends in a single '_'; call_module: training BatchNorm yes (needs `root`, the owning module or NULL),
+ * else no. */
 CBN_NODISCARD cbn_status cbn_node_impure(const cbn_graph *g, cbn_node_id id, cbn_host root, bool *out, cbn_error *err);
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Shape rules of convolutions, linear layers, pooling, padding, resizing and matrix products. The formulas are those of the
+/* Shape rules of convolutions, linear layers, pooling, padding, resizing and matrix products. The formulas are those
+ * of the
  * documentation of PyTorch's modules of these names. */
 #include <math.h>
 #include <string.h>
@@ -7,7 +8,7 @@
 #include "base/cbn_checked.h"
 #include "graph/shape_priv.h"
 
-/* ---- convolution -------------------------------------------------------------------------------------------------------- */
+/* ---- convolution ------------------------------------------------------------------------------------------------- */
 typedef struct geometry {
     int nd;
     bool transposed, same;
@@ -34,7 +35,8 @@ static bool read_geometry(cbn_shape_call *c, geometry *q) {
 
 static cbn_status output_axis(cbn_shape_call *c, const geometry *q, int axis, int64_t in, int64_t k, int64_t *out) {
     int64_t span, total;
-    if (q->stride[axis] < 1 || q->dil[axis] < 1 || k < 1) return cbn_shape_fail(c, "kernel, stride and dilation: at least 1");
+    if (q->stride[axis] < 1 || q->dil[axis] < 1 || k < 1)
+        return cbn_shape_fail(c, "kernel, stride and dilation: at least 1");
     bool ok = cbn_mul_ok(q->dil[axis], k - 1, &span);
     if (q->same) {
         *out = in;
@@ -51,8 +53,8 @@ static cbn_status output_axis(cbn_shape_call *c, const geometry *q, int axis, in
     }
     if (!ok) return cbn_shape_fail(c, "sizes beyond 64 bits");
     if (*out < 1) {
-        return cbn_shape_fail(c, "output size of axis %d would be below 1 (input %lld, kernel %lld)", axis, (long long)in,
-                              (long long)k);
+        return cbn_shape_fail(c, "output size of axis %d would be below 1 (input %lld, kernel %lld)", axis,
+                              (long long)in, (long long)k);
     }
     return CBN_OK;
 }
@@ -74,7 +76,8 @@ static cbn_status convolve(cbn_shape_call *c, geometry *q) {
     const int channel = x.ndim - q->nd - 1;
     const int64_t wanted = q->transposed ? w.shape[0] : w.shape[1] * q->groups;
     if (x.shape[channel] != wanted) {
-        return cbn_shape_fail(c, "input: expected %lld channels, got %lld", (long long)wanted, (long long)x.shape[channel]);
+        return cbn_shape_fail(c, "input: expected %lld channels, got %lld", (long long)wanted,
+                              (long long)x.shape[channel]);
     }
     int64_t shape[CBN_MAX_DIMS];
     shape[0] = x.shape[0];
@@ -118,7 +121,8 @@ static cbn_status rule_linear(cbn_shape_call *c) {
 static cbn_status rule_efficient_decomposed(cbn_shape_call *c) {
     const cbn_value *conv = cbn_shape_arg(c, "conv"), *rest = cbn_shape_arg(c, "conv_remaining_args");
     const cbn_op_table *table = cbn_graph_ops(c->g);
-    const cbn_op *op = conv->tag != CBN_V_HOST ? NULL : cbn_op_table_row(table, cbn_op_table_lookup(table, conv->u.host));
+    const cbn_op *op =
+        conv->tag != CBN_V_HOST ? NULL : cbn_op_table_row(table, cbn_op_table_lookup(table, conv->u.host));
     if (op == NULL || op->nparams < 3) return CBN_OK;
     const bool is_list = rest->tag == CBN_V_TUPLE || rest->tag == CBN_V_LIST;
     if (!is_list && rest->tag != CBN_V_NONE) return CBN_OK;
@@ -149,7 +153,7 @@ static cbn_status rule_efficient_decomposed(cbn_shape_call *c) {
     return status;
 }
 
-/* ---- pooling ------------------------------------------------------------------------------------------------------------ */
+/* ---- pooling ----------------------------------------------------------------------------------------------------- */
 static cbn_status pool(cbn_shape_call *c, bool dilated) {
     const int nd = c->op->nd;
     int64_t k[CBN_MAX_SPATIAL], s[CBN_MAX_SPATIAL], p[CBN_MAX_SPATIAL], d[CBN_MAX_SPATIAL] = {1, 1, 1}, room[1];
@@ -171,13 +175,16 @@ static cbn_status pool(cbn_shape_call *c, bool dilated) {
     for (int i = 0; i < nd; i++) {
         int64_t *size = &x.shape[x.ndim - nd + i];
         const int64_t limit = INT64_MAX / 8;
-        if (k[i] < 1 || s[i] < 1 || d[i] < 1 || p[i] < 0 || k[i] > limit / d[i] || p[i] > limit || s[i] > limit || *size > limit) {
+        if (k[i] < 1 || s[i] < 1 || d[i] < 1 || p[i] < 0 || k[i] > limit / d[i] || p[i] > limit || s[i] > limit ||
+            *size > limit) {
             return cbn_shape_fail(c, "kernel_size, stride, padding or dilation out of range");
         }
         const int64_t last = *size + 2 * p[i] - d[i] * (k[i] - 1) - 1 + (ceil_mode ? s[i] - 1 : 0);
         int64_t out = last < 0 ? 0 : last / s[i] + 1;
-        if (ceil_mode && (out - 1) * s[i] >= *size + p[i]) out--; /* a window must start inside the input or left padding */
-        if (out < 1) return cbn_shape_fail(c, "output size of axis %d would be below 1 (input %lld)", i, (long long)*size);
+        if (ceil_mode && (out - 1) * s[i] >= *size + p[i])
+            out--; /* a window must start inside the input or left padding */
+        if (out < 1)
+            return cbn_shape_fail(c, "output size of axis %d would be below 1 (input %lld)", i, (long long)*size);
         *size = out;
     }
     return cbn_shape_done(c, &x, x.ndim, x.shape);
@@ -205,7 +212,7 @@ static cbn_status rule_adaptive_pool(cbn_shape_call *c) {
     return cbn_shape_done(c, &x, x.ndim, x.shape);
 }
 
-/* ---- padding and resizing ------------------------------------------------------------------------------------------------ */
+/* ---- padding and resizing ---------------------------------------------------------------------------------------- */
 static cbn_status rule_pad(cbn_shape_call *c) {
     cbn_tensor_meta x;
     bool found;
@@ -242,7 +249,8 @@ static cbn_status rule_interpolate(cbn_shape_call *c) {
         const cbn_value *v = list ? &scale->u.seq->v[i] : scale;
         if (v->tag != CBN_V_FLOAT && v->tag != CBN_V_INT) return CBN_OK;
         const double wanted = floor((double)x.shape[2 + i] * (v->tag == CBN_V_INT ? (double)v->u.i : v->u.f));
-        if (!(wanted >= 1 && wanted < 1e15)) return cbn_shape_fail(c, "scale_factor: axis %d would have size %g", i, wanted);
+        if (!(wanted >= 1 && wanted < 1e15))
+            return cbn_shape_fail(c, "scale_factor: axis %d would have size %g", i, wanted);
         x.shape[2 + i] = (int64_t)wanted;
     }
     return cbn_shape_done(c, &x, x.ndim, x.shape);
@@ -253,7 +261,8 @@ static cbn_status rule_pixel_shuffle(cbn_shape_call *c) {
     bool found;
     int64_t r;
     CBN_TRY(cbn_shape_input(c, &x, &found));
-    if (!found || x.ndim < 3 || !cbn_shape_int(cbn_shape_arg(c, "upscale_factor"), &r) || r < 1 || r > 1 << 15) return CBN_OK;
+    if (!found || x.ndim < 3 || !cbn_shape_int(cbn_shape_arg(c, "upscale_factor"), &r) || r < 1 || r > 1 << 15)
+        return CBN_OK;
     if (x.shape[x.ndim - 3] % (r * r) != 0) return cbn_shape_fail(c, "upscale_factor: channels are not divisible");
     x.shape[x.ndim - 3] /= r * r;
     x.shape[x.ndim - 2] *= r;
@@ -261,7 +270,7 @@ static cbn_status rule_pixel_shuffle(cbn_shape_call *c) {
     return cbn_shape_done(c, &x, x.ndim, x.shape);
 }
 
-/* ---- matrix products ------------------------------------------------------------------------------------------------------ */
+/* ---- matrix products --------------------------------------------------------------------------------------------- */
 static cbn_status product(cbn_shape_call *c, const cbn_value *a, const cbn_value *b, const cbn_tensor_meta *add) {
     cbn_tensor_meta x, y;
     bool has_x, has_y;
@@ -274,7 +283,8 @@ static cbn_status product(cbn_shape_call *c, const cbn_value *a, const cbn_value
         if (x.shape[i] != y.shape[i]) return CBN_OK;
     }
     if (x.shape[n - 1] != y.shape[n - 2]) {
-        return cbn_shape_fail(c, "columns (%lld) and rows (%lld) differ", (long long)x.shape[n - 1], (long long)y.shape[n - 2]);
+        return cbn_shape_fail(c, "columns (%lld) and rows (%lld) differ", (long long)x.shape[n - 1],
+                              (long long)y.shape[n - 2]);
     }
     x.shape[n - 1] = y.shape[n - 1];
     if (add != NULL) { /* broadcast, and of the same dtype */

@@ -26,7 +26,7 @@ static int rest_ints(const cbn_shape_call *c, const char *name, int64_t *out) {
     return (int)c->bound->nrest;
 }
 
-/* ---- shape ---------------------------------------------------------------------------------------------------------------- */
+/* ---- shape ------------------------------------------------------------------------------------------------------- */
 static cbn_status rule_reshape(cbn_shape_call *c) {
     cbn_tensor_meta x;
     bool found;
@@ -50,7 +50,8 @@ static cbn_status rule_reshape(cbn_shape_call *c) {
         }
         shape[free_axis] = total / known;
     } else if (known != total) {
-        return cbn_shape_fail(c, "expected a shape of %lld elements, got one of %lld", (long long)total, (long long)known);
+        return cbn_shape_fail(c, "expected a shape of %lld elements, got one of %lld", (long long)total,
+                              (long long)known);
     }
     return cbn_shape_done(c, &x, n, shape);
 }
@@ -60,7 +61,8 @@ static cbn_status rule_flatten(cbn_shape_call *c) {
     bool found;
     int64_t start, end, shape[CBN_MAX_DIMS];
     CBN_TRY(cbn_shape_input(c, &x, &found));
-    if (!found || !cbn_shape_int(cbn_shape_arg(c, "start_dim"), &start) || !cbn_shape_int(cbn_shape_arg(c, "end_dim"), &end)) {
+    if (!found || !cbn_shape_int(cbn_shape_arg(c, "start_dim"), &start) ||
+        !cbn_shape_int(cbn_shape_arg(c, "end_dim"), &end)) {
         return CBN_OK;
     }
     int first, last;
@@ -140,13 +142,14 @@ static cbn_status rule_expand(cbn_shape_call *c) {
         const int64_t have = x.shape[i - extra];
         if (shape[i] == -1) shape[i] = have;
         if (shape[i] != have && have != 1) {
-            return cbn_shape_fail(c, "size: axis of size %lld cannot become %lld", (long long)have, (long long)shape[i]);
+            return cbn_shape_fail(c, "size: axis of size %lld cannot become %lld", (long long)have,
+                                  (long long)shape[i]);
         }
     }
     return cbn_shape_done(c, &x, n, shape);
 }
 
-/* ---- axes ------------------------------------------------------------------------------------------------------------------ */
+/* ---- axes -------------------------------------------------------------------------------------------------------- */
 static cbn_status permuted(cbn_shape_call *c, const cbn_tensor_meta *x, const int64_t *dims, int n) {
     bool seen[CBN_MAX_DIMS] = {false};
     int64_t shape[CBN_MAX_DIMS];
@@ -191,7 +194,8 @@ static cbn_status rule_transpose(cbn_shape_call *c) {
     return swapped(c, &x, dim0, dim1);
 }
 
-/* PyTorch's swaps two axes, NumPy's takes none or all: two axes of a matrix mean different things, so nothing is said. */
+/* PyTorch's swaps two axes, NumPy's takes none or all: two axes of a matrix mean different things, so nothing is
+ * said. */
 static cbn_status rule_transpose_method(cbn_shape_call *c) {
     cbn_tensor_meta x;
     bool found;
@@ -216,9 +220,10 @@ static cbn_status rule_t(cbn_shape_call *c) {
     return x.ndim == 2 ? swapped(c, &x, 0, 1) : cbn_shape_done(c, &x, x.ndim, x.shape);
 }
 
-/* ---- parts ----------------------------------------------------------------------------------------------------------------- */
+/* ---- parts ------------------------------------------------------------------------------------------------------- */
 /* Length of [start:end:step] of an axis, with NumPy's clamping. False: not constant. */
-static bool slice_length(int64_t size, const cbn_value *start, const cbn_value *end, const cbn_value *step, int64_t *out) {
+static bool slice_length(int64_t size, const cbn_value *start, const cbn_value *end, const cbn_value *step,
+                         int64_t *out) {
     int64_t by = 1;
     if (step->tag != CBN_V_NONE && !cbn_shape_int(step, &by)) return false;
     if (by == 0 || by == INT64_MIN) return false;
@@ -247,8 +252,10 @@ static cbn_status rule_slice(cbn_shape_call *c) {
     if (!found || x.ndim == 0 || !cbn_shape_int(cbn_shape_arg(c, "dim"), &dim)) return CBN_OK;
     CBN_TRY(cbn_shape_axis(c, "dim", dim, x.ndim, &axis));
     const cbn_value *by = cbn_shape_arg(c, "step");
-    if (cbn_shape_int(by, &step) && step < 1) return cbn_shape_fail(c, "step: expected at least 1, got %lld", (long long)step);
-    if (!slice_length(x.shape[axis], cbn_shape_arg(c, "start"), cbn_shape_arg(c, "end"), by, &x.shape[axis])) return CBN_OK;
+    if (cbn_shape_int(by, &step) && step < 1)
+        return cbn_shape_fail(c, "step: expected at least 1, got %lld", (long long)step);
+    if (!slice_length(x.shape[axis], cbn_shape_arg(c, "start"), cbn_shape_arg(c, "end"), by, &x.shape[axis]))
+        return CBN_OK;
     return cbn_shape_done(c, &x, x.ndim, x.shape);
 }
 
@@ -261,7 +268,8 @@ static cbn_status rule_select(cbn_shape_call *c) {
     if (!found || x.ndim == 0 || !cbn_shape_int(cbn_shape_arg(c, "dim"), &dim)) return CBN_OK;
     CBN_TRY(cbn_shape_axis(c, "dim", dim, x.ndim, &axis));
     if (cbn_shape_int(cbn_shape_arg(c, "index"), &index) && (index < -x.shape[axis] || index >= x.shape[axis])) {
-        return cbn_shape_fail(c, "index: %lld is out of bounds for size %lld", (long long)index, (long long)x.shape[axis]);
+        return cbn_shape_fail(c, "index: %lld is out of bounds for size %lld", (long long)index,
+                              (long long)x.shape[axis]);
     }
     memmove(&x.shape[axis], &x.shape[axis + 1], (size_t)(x.ndim - axis - 1) * sizeof x.shape[0]);
     return cbn_shape_done(c, &x, x.ndim - 1, x.shape);
@@ -298,7 +306,7 @@ static cbn_status rule_getitem(cbn_shape_call *c) {
     return cbn_shape_done(c, &x, n, shape);
 }
 
-/* ---- joining ---------------------------------------------------------------------------------------------------------------- */
+/* ---- joining ----------------------------------------------------------------------------------------------------- */
 static cbn_status joined(cbn_shape_call *c, bool stack) {
     const cbn_value *list = cbn_shape_arg(c, "tensors");
     int64_t dim;
@@ -336,13 +344,14 @@ static cbn_status joined(cbn_shape_call *c, bool stack) {
 static cbn_status rule_cat(cbn_shape_call *c) { return joined(c, false); }
 static cbn_status rule_stack(cbn_shape_call *c) { return joined(c, true); }
 
-/* ---- reducing --------------------------------------------------------------------------------------------------------------- */
+/* ---- reducing ---------------------------------------------------------------------------------------------------- */
 static cbn_status rule_reduce(cbn_shape_call *c) {
     cbn_tensor_meta x;
     bool found, constant, keep = false, chosen[CBN_MAX_DIMS];
     CBN_TRY(cbn_shape_input(c, &x, &found));
     const cbn_value *dtype = cbn_shape_arg(c, "dtype"), *out = cbn_shape_arg(c, "out");
-    if (!found || x.kind != 'f' || (dtype != NULL && dtype->tag != CBN_V_NONE) || (out != NULL && out->tag != CBN_V_NONE)) {
+    if (!found || x.kind != 'f' || (dtype != NULL && dtype->tag != CBN_V_NONE) ||
+        (out != NULL && out->tag != CBN_V_NONE)) {
         return CBN_OK;
     }
     const cbn_value *flags[] = {cbn_shape_arg(c, "keepdim"), cbn_shape_arg(c, "keepdims")};

@@ -75,7 +75,8 @@ static PyObject *graph_effects(PyObject *module, PyObject *const *args, Py_ssize
     cbn_py_host_hold_begin();
     const cbn_status status = cbn_effects_build(g, args[1] == Py_None ? NULL : args[1], &e, &err);
     cbn_py_host_hold_end();
-    PyObject *list = status == CBN_OK ? PyList_New(PyTuple_GET_SIZE(questions)) : cbn_py_graph_raise(graph, status, &err);
+    PyObject *list =
+        status == CBN_OK ? PyList_New(PyTuple_GET_SIZE(questions)) : cbn_py_graph_raise(graph, status, &err);
     cbn_graph_lock(g); /* the analysis describes the graph as it is */
     for (Py_ssize_t i = 0; list != NULL && i < PyTuple_GET_SIZE(questions); i++) {
         PyObject *item = answer(graph, e, PyTuple_GET_ITEM(questions, i));

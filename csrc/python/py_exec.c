@@ -105,7 +105,7 @@ static bool bind(const cbn_py_code *code, PyObject *root, PyObject *const *args,
 static cbn_py_code *current_code(program_object *self) {
     cbn_graph *g = ((cbn_graph_object *)self->graph)->graph;
     if (self->code == NULL || self->code->program.version != cbn_graph_version(g)) {
-        cbn_py_code *fresh = cbn_py_code_new((cbn_graph_object *)self->graph);
+        cbn_py_code *fresh = cbn_py_code_new((cbn_graph_object *)self->graph, true);
         if (fresh == NULL) return NULL;
         cbn_py_code *old = self->code;
         self->code = fresh;
@@ -129,7 +129,9 @@ static PyObject *program_vectorcall(PyObject *obj, PyObject *const *args, size_t
         PyErr_SetString(PyExc_RuntimeError, "the program was cleared");
         return NULL;
     }
-    cbn_py_code *code = current_code(self);
+    /* A tracer that calls the module: operators must see its proxies. */
+    const bool traced = cbn_py_has_proxy(args + 1, nargs - 1 + nkw);
+    cbn_py_code *code = traced ? cbn_py_code_new((cbn_graph_object *)self->graph, false) : current_code(self);
     if (code == NULL) return NULL;
     PyObject *graph = Py_NewRef(self->graph), *result = NULL; /* the call may drop everything else that holds it */
     PyObject *few_bound[FEW], **bound = few_bound;

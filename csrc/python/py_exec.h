@@ -44,10 +44,12 @@ typedef struct cbn_py_code {
     cbn_py_step *steps;
     cbn_py_input *inputs;
     uint32_t nsteps, ninputs, nslots, max_args;
+    bool direct;
 } cbn_py_code;
 
-/* NULL with an exception. The graph is locked meanwhile. */
-cbn_py_code *cbn_py_code_new(cbn_graph_object *graph);
+/* NULL with an exception. The graph is locked meanwhile. direct: our operators are called without their Python wrapper,
+ * which is what looks for proxies. */
+cbn_py_code *cbn_py_code_new(cbn_graph_object *graph, bool direct);
 void cbn_py_code_release(cbn_py_code *code); /* NULL is fine */
 int cbn_py_code_traverse(const cbn_py_code *code, visitproc visit, void *arg);
 

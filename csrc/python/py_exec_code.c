@@ -199,7 +199,7 @@ static bool make_step(const cbn_graph *g, cbn_py_code *code, const cbn_step *fro
     if (n->target.tag != (n->op == CBN_NODE_CALL_FUNCTION ? CBN_V_HOST : CBN_V_STR)) return wrong_target(g, n);
     if (n->op == CBN_NODE_PLACEHOLDER) return make_input(g, n, code, s);
     if (n->op == CBN_NODE_CALL_FUNCTION) {
-        const int direct = cbn_py_direct(g, p, from->node, s);
+        const int direct = code->direct ? cbn_py_direct(g, p, from->node, s) : 0;
         if (direct) return direct > 0;
         s->target = Py_NewRef((PyObject *)n->target.u.host);
     } else if (n->op == CBN_NODE_CALL_METHOD) {
@@ -240,13 +240,14 @@ static bool fill(const cbn_graph *g, cbn_py_code *code) {
     return true;
 }
 
-cbn_py_code *cbn_py_code_new(cbn_graph_object *graph) {
+cbn_py_code *cbn_py_code_new(cbn_graph_object *graph, bool direct) {
     cbn_py_code *code = cbn_calloc(sizeof *code);
     if (code == NULL) {
         PyErr_NoMemory();
         return NULL;
     }
     code->refs = 1;
+    code->direct = direct;
     /* Making objects can start a garbage collection, which can run anything. */
     cbn_graph_lock(graph->graph);
     const bool ok = fill(graph->graph, code);

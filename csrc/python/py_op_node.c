@@ -83,7 +83,7 @@ static PyObject *op_impure(PyObject *module, PyObject *const *args, Py_ssize_t n
     return result;
 }
 
-/* ---- shapes ---- */
+/* ---- shapes ------------------------------------------------------------------------------------------------------ */
 /* (shape, kind, itemsize) or None. */
 static PyObject *tensor_object(const cbn_tensor_meta *m) {
     if (m == NULL || m->ndim < 0) Py_RETURN_NONE;
@@ -170,7 +170,8 @@ PyMethodDef cbn_op_node_methods[] = {
     {"op_infer_shape", (PyCFunction)(void (*)(void))op_infer_shape, METH_FASTCALL,
      "Shape of a node's value by its rule, kept with the node; None: no rule applies."},
     {"op_tensor", op_tensor, METH_O, "The shape kept with a node, or None."},
-    {"op_set_tensor", (PyCFunction)(void (*)(void))op_set_tensor, METH_FASTCALL, "Keeps a shape with a node; None forgets."},
+    {"op_set_tensor", (PyCFunction)(void (*)(void))op_set_tensor, METH_FASTCALL,
+     "Keeps a shape with a node; None forgets."},
     {"op_bind", op_bind, METH_O, "Arguments of a node by name, defaults filled in."},
     {"op_impure", (PyCFunction)(void (*)(void))op_impure, METH_FASTCALL, "Must a node be kept though nobody uses it?"},
     {NULL, NULL, 0, NULL},

@@ -23,7 +23,7 @@ bool cbn_py_operator_check(PyObject *obj) { return operator_type != NULL && PyOb
 PyObject *cbn_py_operator_function(PyObject *op) { return ((py_operator *)op)->function; }
 cbn_opcode cbn_py_operator_code(PyObject *op) { return ((py_operator *)op)->code; }
 
-/* ---- calling --------------------------------------------------------------------------------------------------------- */
+/* ---- calling ----------------------------------------------------------------------------------------------------- */
 #define NEVER_PROXY (Py_TPFLAGS_LONG_SUBCLASS | Py_TPFLAGS_UNICODE_SUBCLASS | Py_TPFLAGS_DICT_SUBCLASS)
 
 CBN_INLINE bool is_proxy(PyObject *obj) {
@@ -76,7 +76,7 @@ static PyObject *operator_vectorcall(PyObject *self, PyObject *const *args, size
     return PyObject_Vectorcall(((py_operator *)self)->function, args, nargsf, kwnames);
 }
 
-/* ---- making ---------------------------------------------------------------------------------------------------------- */
+/* ---- making ------------------------------------------------------------------------------------------------------ */
 static PyObject *operator_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *words[] = {"function", "name", NULL};
     PyObject *function, *name;
@@ -133,7 +133,7 @@ static void operator_dealloc(PyObject *obj) {
     Py_DECREF(type);
 }
 
-/* ---- being looked at --------------------------------------------------------------------------------------------------- */
+/* ---- being looked at --------------------------------------------------------------------------------------------- */
 static PyObject *operator_repr(PyObject *obj) {
     return PyUnicode_FromFormat("<Operator %U>", ((py_operator *)obj)->name);
 }
@@ -223,9 +223,10 @@ static PyType_Slot overload_slots[] = {
     {Py_tp_members, operator_members},
     {0, NULL},
 };
-static PyType_Spec overload_spec = {"pyconvbn._core.OpOverload", sizeof(py_operator), 0, OPERATOR_FLAGS, overload_slots};
+static PyType_Spec overload_spec = {"pyconvbn._core.OpOverload", sizeof(py_operator), 0, OPERATOR_FLAGS,
+                                    overload_slots};
 
-/* ---- tracing ----------------------------------------------------------------------------------------------------------- */
+/* ---- tracing ----------------------------------------------------------------------------------------------------- */
 static PyObject *set_proxy_handler(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
     if (!cbn_py_nargs("set_proxy_handler", nargs, 2)) return NULL;

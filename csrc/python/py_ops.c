@@ -48,7 +48,7 @@ static int register_module(const char *module_name) {
     return status;
 }
 
-/* ---- asking -------------------------------------------------------------------------------------------------------------- */
+/* ---- asking ------------------------------------------------------------------------------------------------------ */
 PyObject *cbn_py_op_default(const cbn_param *p) {
     if (p->default_str != NULL) return PyUnicode_FromString(p->default_str);
     const cbn_value *v = &p->default_value;
@@ -117,7 +117,8 @@ static PyObject *op_info(PyObject *module, PyObject *name) {
     Py_ssize_t len = 0;
     const char *text = PyUnicode_Check(name) ? PyUnicode_AsUTF8AndSize(name, &len) : NULL;
     if (text == NULL) {
-        if (!PyErr_Occurred()) PyErr_Format(PyExc_TypeError, "name: expected a str, got %.200s", Py_TYPE(name)->tp_name);
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_TypeError, "name: expected a str, got %.200s", Py_TYPE(name)->tp_name);
         return NULL;
     }
     const cbn_op *row = cbn_op_table_row(table, cbn_op_table_find(table, text, (size_t)len));
@@ -132,9 +133,9 @@ static PyObject *op_info(PyObject *module, PyObject *name) {
         else PyList_SET_ITEM(params, i, p);
     }
     if (params == NULL) return NULL;
-    return Py_BuildValue("{s:s,s:s,s:s,s:s,s:s,s:s,s:i,s:i,s:N}", "name", row->name, "schema", row->schema, "doc", row->doc,
-                         "effect", effects[row->effect], "shape_rule", row->shape_rule, "returns", row->returns,
-                         "nreturns", row->nreturns, "nd", row->nd, "params", params);
+    return Py_BuildValue("{s:s,s:s,s:s,s:s,s:s,s:s,s:i,s:i,s:N}", "name", row->name, "schema", row->schema, "doc",
+                         row->doc, "effect", effects[row->effect], "shape_rule", row->shape_rule, "returns",
+                         row->returns, "nreturns", row->nreturns, "nd", row->nd, "params", params);
 }
 
 static PyMethodDef methods[] = {
@@ -153,7 +154,8 @@ int cbn_py_ops_init(PyObject *module) {
             cbn_py_raise(status, &err);
             return -1;
         }
-        if (register_module("operator") < 0 || register_module("builtins") < 0 || register_module("math") < 0) return -1;
+        if (register_module("operator") < 0 || register_module("builtins") < 0 || register_module("math") < 0)
+            return -1;
     }
     PyMethodDef *const tables[] = {methods, cbn_op_node_methods, cbn_effects_methods};
     for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++) {

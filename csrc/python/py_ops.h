@@ -23,7 +23,7 @@ int cbn_py_ops_register(PyObject *callable, PyObject *name, cbn_opcode *code);
 /* The default of a parameter as an object (None where there is none): a new reference. */
 PyObject *cbn_py_op_default(const cbn_param *p);
 
-/* ---- py_op_node.c ---- */
+/* ---- py_op_node.c ------------------------------------------------------------------------------------------------ */
 extern PyMethodDef cbn_op_node_methods[];
 extern PyMethodDef cbn_effects_methods[]; /* py_effects.c */
 /* The arguments of a node by name, in the order of the schema, defaults filled in: a new dict. */

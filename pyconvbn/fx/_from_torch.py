@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import importlib
+import linecache
+import operator
+import os
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -12,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .. import nn
 from ._torch_functions import Functions
 from ._torch_modules import Modules, check_call, is_hooked
-from ._torch_table import AUGMENTED, Call, is_shape, is_size
+from ._torch_table import AUGMENTED, Call, as_torch_promotes, aten, gives_integers, is_shape, is_size
 from ._torch_values import Unsupported, Values, loaded_torch
 
 if TYPE_CHECKING:
@@ -38,8 +42,8 @@ def from_torch(obj: Any, *, concrete_args: dict[str, Any] | None = None) -> Grap
         included; passes leave it alone (reason ``HOOKED``).
 
         In-place operations (``relu(inplace=True)``, ``x.add_(y)``, ``x += y``) become pure ones whose result stands for
-        the written tensor from there on; where a view of it is still used afterwards, memory is really written. As in
-        torch.fx, what a forward computes from buffers alone is computed once, while it is traced.
+        the written tensor from there on; where a view of it is still used afterwards, memory is really written (an
+        input's too). As in torch.fx, what a forward computes from buffers alone is computed once, while it is traced.
 
     Raises:
         TypeError: ``obj`` is nothing of the above. NotImplementedError: torch.fx cannot trace it, or operations,
@@ -102,7 +106,7 @@ class _Import:
         fx, modules = self.fx, self.modules
 
         class LayerTracer(fx.Tracer):  # type: ignore[name-defined, misc]
-            record_stack_traces = True
+            """Knows our layers, sees in-place operators, and notes where each operation is written."""
 
             def is_leaf_module(self, m: Any, module_qualified_name: str) -> bool:
                 return bool(super().is_leaf_module(m, module_qualified_name)) or modules.known(m)
@@ -110,10 +114,17 @@ class _Import:
             def proxy(self, node: Any) -> Any:
                 return writable(node, self)
 
+            def create_node(self, *args: Any, **kwargs: Any) -> Any:
+                node = super().create_node(*args, **kwargs)
+                node.stack_trace = _author_line(here)
+                return node
+
+        here = (str(Path(self.torch.__file__).parent) + os.sep, str(Path(__file__).parent) + os.sep)
+
         writable = _writable_proxy(fx)
         buffers = [(tensor, tensor._version, tensor.detach().clone()) for tensor in source.buffers()]
         try:
-            graph = self._run_tracer(LayerTracer(), source, concrete_args)
+            graph = LayerTracer().trace(source, concrete_args)
             written = [(tensor, value) for tensor, version, value in buffers if tensor._version != version]
             if written:
                 # torch.fx lets operations on buffers alone happen while it traces: undo, and make them nodes.
@@ -121,7 +132,7 @@ class _Import:
                     tensor.data.copy_(value)
                 tracer = LayerTracer()
                 tracer.proxy_buffer_attributes = True
-                graph = self._run_tracer(tracer, source, concrete_args)
+                graph = tracer.trace(source, concrete_args)
             return graph
         except fx.proxy.TraceError as error:
             raise NotImplementedError(
@@ -130,10 +141,19 @@ class _Import:
             ) from error
 
 
-    @staticmethod
-    def _run_tracer(tracer: Any, source: Any, concrete_args: dict[str, Any] | None) -> Any:
-        tracer.record_stack_traces = True
-        return tracer.trace(source, concrete_args)
+def _author_line(libraries: tuple[str, ...]) -> str | None:
+    """The innermost line being run that is outside of these folders, as a traceback shows it.
+
+    torch.fx can record stacks itself, but takes seconds to load what it needs for that.
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(libraries):
+        frame = frame.f_back
+    if frame is None:
+        return None
+    code = frame.f_code
+    text = linecache.getline(code.co_filename, frame.f_lineno).strip()
+    return f'File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}' + (f"\n    {text}" if text else "")
 
 
 def _writable_proxy(fx: ModuleType) -> type:
@@ -170,6 +190,7 @@ class _GraphImport:
         self.storage: dict[Any, list[Any]] = {}
         self.tensor: dict[Any, list[Any]] = {}
         self.names = {node.name for node in graph.nodes}
+        self.integers: set[Any] = set()  # our nodes that are tensors of integers or bools, as far as it shows
 
     def run(self) -> GraphModule:
         from .graph_module import GraphModule
@@ -254,7 +275,10 @@ class _GraphImport:
                 home.register_parameter(name, array)
             else:
                 home.register_buffer(name, array, name not in getattr(owner, "_non_persistent_buffers_set", ()))
-        return self._create(node, "get_attr", node.target)
+        made = self._create(node, "get_attr", node.target)
+        if array.dtype.kind in "iub":
+            self.integers.add(made)
+        return made
 
     def _call_module(self, node: Any) -> Any:
         try:
@@ -279,6 +303,10 @@ class _GraphImport:
 
     def _call_function(self, node: Any) -> Any:
         args, kwargs = self._arguments(node)
+        if str(node.target) == "aten.max_pool2d_with_indices.default" and _first_only(node):
+            return self._call(node, Call(aten("max_pool2d.default"), args, kwargs))
+        if node.target is operator.getitem and str(getattr(args[0], "target", "")) == "aten.max_pool2d.default":
+            return self._call(node, Call(aten("alias.default"), args[:1], {}, view=True))
         return self._call(node, self.parent.functions.function(node.target, args, kwargs))
 
     def _call_method(self, node: Any) -> Any:
@@ -286,7 +314,10 @@ class _GraphImport:
         return self._call(node, self.parent.functions.method(node.target, args, kwargs))
 
     def _call(self, node: Any, call: Call) -> Any:
+        call = as_torch_promotes(call, self.integers)
         made = self._create(node, "call_function", call.target, call.args, call.kwargs)
+        if gives_integers(call, self.integers):
+            self.integers.add(made)
         if call.inplace and not (is_size(made) or is_shape(made)):  # numbers and tuples are never written
             return self._written(node, made)
         if call.view:
@@ -380,6 +411,11 @@ class _GraphImport:
             name += "_"
         self.names.add(name)
         return self.graph.create_node("call_function", copy, (target, value), {}, name)
+
+
+def _first_only(node: Any) -> bool:
+    """Is only the first of the results ever read?"""
+    return all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
 
 
 def _flat(spec: Any, count: int) -> bool:

@@ -194,8 +194,8 @@ def place(
             for point, value in zip(row, _least_squares(wanted, gaps[index], weights), strict=True):
                 x[point] = value
 
-    left = min((x[p] - width[p] / 2 for p in range(len(x))), default=0.0)
-    x = [value - left for value in x]
+    leftmost = min((x[p] - width[p] / 2 for p in range(len(x))), default=0.0)
+    x = [value - leftmost for value in x]
     paths = []
     for chain in chains:
         source, target = chain[0], chain[-1]

@@ -288,6 +288,24 @@ def _is_floating_point(input):
     return call(T.is_floating_point, input)
 
 
+# copy_, zero_ and fill_: what is written, as tensors have them in place only.
+@row(methods="copy")
+def _copy(input, src, non_blocking=False):
+    return call("copy.default", input, src)
+
+
+@row(methods="zero")
+def _zero(input):
+    return call("full_like.default", input, 0)
+
+
+@row(methods="fill")
+def _fill(input, value):
+    if not isinstance(value, (bool, int, float)):
+        raise Unsupported("fill_ with a tensor as value")
+    return call("full_like.default", input, value)
+
+
 def _factory(name: str, value: Any) -> None:
     def adapter(*size, out=None, dtype=None, layout=None, device=None, requires_grad=False, pin_memory=False):
         return call("full.default", as_sizes(size), value, dtype=np.dtype(np.float32) if dtype is None else dtype)

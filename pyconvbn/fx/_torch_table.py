@@ -14,6 +14,8 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import _torch_numpy as T
 from ._torch_values import Unsupported
 
@@ -147,6 +149,52 @@ AUGMENTED = {
     for name, full in (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("truediv", "truediv"), ("floordiv", "floordiv"),
                        ("pow", "pow"), ("mod", "mod"), ("and", "and_"), ("or", "or_"), ("xor", "xor"))
 }
+
+
+# -- dtypes --------------------------------------------------------------------------------------------------------
+_WITH_INTEGERS = {operator.add: "add.Tensor", operator.sub: "sub.Tensor", operator.mul: "mul.Tensor",
+                  operator.truediv: "div.Tensor"}
+_COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.not_,
+                T.isnan, T.isinf, T.isfinite}
+
+
+def as_torch_promotes(made: Call, integers: set[Any]) -> Call:
+    """Arithmetic with integer tensors: NumPy makes float64 of int64 with float32, torch (and `ops.aten`) float32."""
+    name = _WITH_INTEGERS.get(made.target) if callable(made.target) else None
+    args = made.args
+    if name is None or not any(_is_one_of(a, integers) for a in args):
+        return made
+    if not isinstance(args[0], (bool, int, float)):
+        return made._replace(target=aten(name))
+    if made.target is operator.sub:
+        return made._replace(target=aten("rsub.Scalar"), args=(args[1], args[0]))
+    if made.target is operator.truediv:
+        raise Unsupported("a number divided by a tensor of integers")
+    return made._replace(target=aten(name), args=(args[1], args[0]))
+
+
+def gives_integers(made: Call, integers: set[Any]) -> bool:
+    """Does this call give a tensor of integers or bools, as far as it shows?"""
+    target, args = made.target, made.args
+    name = str(target)
+    if target in _COMPARISONS or name == "aten.argmax.default":
+        return True
+    if name == "aten.to.dtype":
+        return isinstance(args[1], np.dtype) and args[1].kind in "iub"
+    if target is operator.getitem and getattr(args[0], "target", None) in (T.max_dim, T.min_dim):
+        return bool(args[1] == 1)
+    if target is builtins.getattr and args[1] == "indices":
+        return True
+    first = args[0] if args else None
+    if made.view or name in ("aten.sum.default", "aten.sum.dim_IntList", "aten.max.default"):
+        return _is_one_of(first, integers)
+    if name in ("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.rsub.Scalar"):
+        return all(_is_one_of(a, integers) or isinstance(a, (bool, int)) for a in args)
+    return False
+
+
+def _is_one_of(value: Any, nodes: set[Any]) -> bool:
+    return hasattr(value, "all_input_nodes") and value in nodes
 
 
 def bound(adapter: Adapter, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:

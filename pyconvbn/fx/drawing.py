@@ -365,6 +365,11 @@ def draw(graph: Any, *, report: Any = None, title: str | None = None) -> Picture
     With a FoldReport, BatchNorms that stay are amber and say why. Shapes stand at the edges once
     `fx.shape_prop` has run. A graph of more than 300 nodes is drawn in part, with a note.
     Raises `TypeError` for anything but a graph.
+
+    >>> from pyconvbn import fx, nn
+    >>> gm = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
+    >>> fx.draw(gm).startswith("<svg")
+    True
     """
     return _svg([graph], [_name_of(graph)], report, title)
 
@@ -373,7 +378,15 @@ def draw_before_after(before: Any, after: Any, report: Any = None, *, title: str
     """Two graphs side by side as one SVG picture, common nodes at the same height.
 
     `report` is the FoldReport of the pass between them: it colours, in `before`, what was fused
-    and what was kept and why.
+    and what was kept and why. Raises `TypeError` for anything but graphs.
+
+    >>> import pyconvbn
+    >>> from pyconvbn import fx, nn
+    >>> gm = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval())
+    >>> folded, report = pyconvbn.fold(gm)
+    >>> picture = fx.draw_before_after(gm, folded, report)
+    >>> "4 nodes, 1 BatchNorm" in picture and "3 nodes, 0 BatchNorms" in picture
+    True
     """
     return _svg([before, after], ["before", "after"], report, title)
 
@@ -399,6 +412,10 @@ def to_dot(graph: Any, *, report: Any = None) -> str:
     """The whole graph, parameters included, in graphviz's language.
 
     Raises `TypeError` for anything but a graph.
+
+    >>> from pyconvbn import fx, nn
+    >>> print(fx.to_dot(fx.symbolic_trace(nn.ReLU())).splitlines()[-2])
+      n1 -> n2;
     """
     inner, root = _graph_and_root(graph)
     rows = _report_rows(report)

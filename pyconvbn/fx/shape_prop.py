@@ -111,28 +111,30 @@ class _Propagation:
     # -- modules whose geometry says it --
     def by_geometry(self, node: Node) -> TensorMeta | None:
         if node.op == "call_module":
-            return self.of_module(resolve(self.gm, str(node.target)), node.args, node.kwargs)
+            rest = dict(node.kwargs)
+            x = node.args[0] if node.args else rest.pop("input", None)
+            size = node.args[1] if len(node.args) > 1 else rest.pop("output_size", None)
+            if rest or len(node.args) > 2:
+                return None
+            return self.of_module(resolve(self.gm, str(node.target)), x, size)
         if _core.op_lookup(node.target) != "efficient_conv_bn_eval":
             return None
         bound = node.bound_arguments()
-        conv, x = bound["conv"], bound["x"]
-        if not isinstance(conv, Node) or bound["out"] is not None:
+        if not isinstance(bound["conv"], Node) or bound["out"] is not None:
             return None
-        module = self.found.get(conv)
-        size = bound["output_size"]
-        return self.of_module(module, (x,) if size is None else (x, size), {})
+        return self.of_module(self.found.get(bound["conv"]), bound["x"], bound["output_size"])
 
-    def of_module(self, module: Any, args: Sequence[Any], kwargs: Any) -> TensorMeta | None:
-        x = self.found.get(args[0]) if args and isinstance(args[0], Node) and not kwargs else None
-        if not isinstance(x, TensorMeta):
+    def of_module(self, module: Any, source: Any, output_size: Any) -> TensorMeta | None:
+        x = self.found.get(source) if isinstance(source, Node) else None
+        if not isinstance(x, TensorMeta) or isinstance(output_size, Node):
             return None
-        if type(module) in _ELEMENTWISE and len(args) == 1:
-            return x
-        if type(module) is nn.Linear and len(args) == 1 and x.shape and x.shape[-1] == module.in_features:
+        if type(module) in _CONVS:
+            return self.of_conv(module, x, output_size)
+        if output_size is not None:
+            return None
+        if type(module) is nn.Linear and x.shape and x.shape[-1] == module.in_features:
             return TensorMeta((*x.shape[:-1], module.out_features), x.dtype)
-        if type(module) in _CONVS and len(args) <= 2:
-            return self.of_conv(module, x, args[1] if len(args) == 2 else None)
-        return None
+        return x if type(module) in _ELEMENTWISE else None
 
     @staticmethod
     def of_conv(module: Any, x: TensorMeta, output_size: Any) -> TensorMeta | None:
@@ -144,8 +146,6 @@ class _Propagation:
         if record.transposed:
             extra = record.output_padding
             if output_size is not None:
-                if isinstance(output_size, Node):
-                    return None
                 extra = transposed_output_padding(record, kernel, spatial, output_size)
             sizes = [
                 (size - 1) * s - 2 * p + d * (k - 1) + e + 1
@@ -153,6 +153,8 @@ class _Propagation:
                     spatial, record.stride, record.padding, record.dilation, kernel, extra, strict=True
                 )
             ]
+        elif output_size is not None:
+            return None
         elif record.padding == "same":
             sizes = [*spatial]
         else:
@@ -234,7 +236,9 @@ def shape_prop(gm: GraphModule, *example_shapes: Any) -> GraphModule:
     work = _Propagation(gm, example_shapes)
     takers = sum(node.op == "placeholder" for node in nodes)
     if len(work.examples) > takers:
-        raise TypeError(f"example_shapes: expected at most {takers} (the graph's placeholders), got {len(work.examples)}")
+        raise TypeError(
+            f"example_shapes: expected at most {takers} (the graph's placeholders), got {len(work.examples)}"
+        )
     try:
         work.run(nodes)
     except BaseException:

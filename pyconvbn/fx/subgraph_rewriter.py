@@ -132,6 +132,8 @@ def replace_pattern_with_filters(
     >>> done.replacements, gm(3)
     ([mul], 8)
     """
+    if match_filters is not None and not isinstance(match_filters, Iterable):
+        raise TypeError(f"match_filters: expected a list of functions, got {type(match_filters).__name__}")
     filters = () if match_filters is None else tuple(match_filters)
     for one in filters:
         if not callable(one):
@@ -222,8 +224,27 @@ def _take_over(gm: GraphModule, replaced: Iterable[tuple[ReplacedPatterns, Any]]
                 new[target] = copy.deepcopy(wanted)
     for node, name in renamed:
         node.target = name
-    for target in sorted(new, key=lambda t: t.count(".")):
-        _put(gm, target, new[target])
+    placed: list[tuple[Any, str]] = []
+    try:
+        for target in sorted(new, key=lambda t: t.count(".")):
+            placed.append(_first_missing(gm, target))
+            _put(gm, target, new[target])
+    except BaseException:
+        for at, name in placed:
+            if hasattr(at, name):
+                delattr(at, name)
+        raise
+
+
+def _first_missing(gm: GraphModule, target: str) -> tuple[Any, str]:
+    """The object on the way to `target` that lacks the next name, and that name."""
+    at: Any = gm
+    *path, last = target.split(".")
+    for name in path:
+        if not hasattr(at, name):
+            return at, name
+        at = getattr(at, name)
+    return at, last
 
 
 def _put(gm: GraphModule, target: str, value: Any) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the ATen operators compute: the package's C operators where they are hot, a line of NumPy elsewhere.
 
-IMPLEMENTATIONS has one function for each aten row of the op table, with the row's parameter names. Meanings are those of
-PyTorch's documentation of the operators; dtypes are NumPy's.
+IMPLEMENTATIONS has one function for each aten row of the op table, with the row's parameter names. Meanings are those
+of PyTorch's documentation of the operators; dtypes are NumPy's.
 """
 
 from __future__ import annotations
@@ -197,7 +197,9 @@ def _pool_rows(nd: int) -> None:
             self: Any, kernel_size: _Ints, stride: _Ints = (), padding: _Ints = zero, ceil_mode: bool = False,
             count_include_pad: bool = True,
         ) -> _Array:
-            return _core.avg_pool(1, self, kernel_size, _stride(stride), padding, ceil_mode, count_include_pad, None, None)
+            return _core.avg_pool(
+                1, self, kernel_size, _stride(stride), padding, ceil_mode, count_include_pad, None, None
+            )
 
     else:
 
@@ -343,7 +345,11 @@ def _to_dtype_layout(
 
 @_row("clone.default")
 def _clone(self: Any, *, memory_format: Any = None) -> _Array:
-    return as_array(self, "self").copy(order="K")
+    """`memory_format`: "contiguous_format", "channels_last", "channels_last_3d" or None (strides are kept)."""
+    x = as_array(self, "self")
+    if str(memory_format).startswith("channels_last"):
+        return np.moveaxis(np.array(np.moveaxis(x, 1, -1), order="C"), -1, 1)
+    return x.copy(order="C" if memory_format == "contiguous_format" else "K")
 
 
 @_row("lift_fresh_copy.default")

@@ -283,7 +283,9 @@ def _div_mode(self: Any, other: Any, *, rounding_mode: str | None) -> _Array:
 
 
 def _binary_row(name: str, function: Callable[[Any, Any], Any]) -> None:
-    @_row(*(f"{name}.{o}" for o in (("default",) if name in ("minimum", "maximum", "logical_and") else ("Tensor", "Scalar"))))
+    overloads = ("default",) if name in ("minimum", "maximum", "logical_and") else ("Tensor", "Scalar")
+
+    @_row(*(f"{name}.{overload}" for overload in overloads))
     def binary(self: Any, other: Any) -> _Array:
         x = as_array(self, "self")
         return np.asarray(function(*_sides(x, other)))

@@ -28,8 +28,8 @@ def as_array(value: Any, name: str) -> _Array:
 def operand(value: Any, name: str, beside: _Array) -> Any:
     """The other side of arithmetic with `beside`: an array, or a Python number as the array's dtype takes it.
 
-    A Python number never changes the dtype of a floating array, nor an int that of an integer one, on any NumPy; a float
-    beside integers is PyTorch's default dtype, float32.
+    A Python number never changes the dtype of a floating array, nor an int that of an integer one, on any NumPy; a
+    float beside integers is PyTorch's default dtype, float32.
     """
     if isinstance(value, bool | int | float):
         kind = beside.dtype.kind

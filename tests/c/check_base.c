@@ -26,6 +26,34 @@ static cbn_alloc_stats stats(void) {
 }
 
 /* ---- base ---------------------------------------------------------------------------------- */
+CHECK_TEST(alloc_realloc) {
+    /* Through every kind of block: the C library's, direct mappings, from one to the other. */
+    static const size_t sizes[] = {1, 100, 4096, 3u << 20, 5u << 20, (9u << 20) + 17, 40u << 20};
+    cbn_alloc_stats before, after;
+    cbn_alloc_get_stats(&before);
+    unsigned char *p = cbn_realloc(NULL, sizes[0]);
+    size_t have = 0;
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        cbn_alloc_fail_after(0);
+        CHECK(i == 0 || cbn_realloc(p, sizes[i]) == NULL); /* p stays */
+        cbn_alloc_fail_after(-1);
+        p = cbn_realloc(p, sizes[i]);
+        if (!CHECK(p != NULL && (uintptr_t)p % 64 == 0)) return;
+        CHECK(sizes[i] < (size_t)4 << 20 || check_under("sanitizers") || (uintptr_t)p % ((size_t)2 << 20) == 0);
+        size_t wrong = 0;
+        for (size_t k = 0; k < have; k++) wrong += p[k] != (unsigned char)(k * 7 + k / 4096);
+        CHECK_MSG(wrong == 0, "%zu bytes lost on the way to %zu", wrong, sizes[i]);
+        for (size_t k = have; k < sizes[i]; k++) p[k] = (unsigned char)(k * 7 + k / 4096);
+        have = sizes[i];
+        CHECK(cbn_realloc(p, have / 2) == p);
+        cbn_alloc_get_stats(&after);
+        CHECK(after.live_blocks == before.live_blocks + 1 && after.live_bytes == before.live_bytes + have);
+    }
+    cbn_free(p);
+    cbn_alloc_get_stats(&after);
+    CHECK(after.live_blocks == before.live_blocks && after.live_bytes == before.live_bytes);
+}
+
 CHECK_TEST(alloc_alignment_and_counters) {
     const cbn_alloc_stats before = stats();
     static const size_t sizes[] = {0, 1, 63, 64, 65, 4096, (4u << 20) - 1, 4u << 20, (9u << 20) + 5};

@@ -291,7 +291,9 @@ def test_boxes_do_not_touch_and_edges_go_down(seed):
     sizes, edges = _random_graph(seed)
     layers = _layout.assign_layers(len(sizes), edges)
     assert all(layers[source] < layers[target] for source, target in edges)
-    heights = [max([h for (_, h), at in zip(sizes, layers) if at == layer], default=0) for layer in range(max(layers) + 1)]
+    heights = [0.0] * (max(layers) + 1)
+    for (_, height), layer in zip(sizes, layers):
+        heights[layer] = max(heights[layer], height)
     drawn = _layout.place(sizes, edges, layers, heights, layer_gap=30)
     rows: dict[int, list[tuple[float, float]]] = {}
     for (width, _), x, layer in zip(sizes, drawn.x, layers):

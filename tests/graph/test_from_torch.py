@@ -94,7 +94,7 @@ def test_graph_module_in(torch, rng):
     assert_as_accurate(torch, traced, module, rng.normal(size=(2, 3, 20, 20)).astype(np.float32))
 
 
-@pytest.mark.parametrize("name", [n for n in torch_models.MODELS if n != "shufflenet_v2"])
+@pytest.mark.parametrize("name", torch_models.MODELS)
 def test_exported_programs(torch, rng, name):
     model = torch_models.build(torch, name)
     shape = torch_models.MODELS[name][1]
@@ -106,6 +106,67 @@ def test_exported_programs(torch, rng, name):
     assert ours == expected
     assert expected
     assert_as_accurate(torch, model, module, rng.normal(size=shape).astype(np.float32))
+
+
+# unet: its bilinear resizing becomes arithmetic on indices, which ops.aten does not have.
+@pytest.mark.parametrize("name", [n for n in torch_models.MODELS if n != "unet"])
+def test_core_aten_graphs(torch, rng, name):
+    """After run_decompositions: _native_batch_norm_legit_no_training, max_pool2d_with_indices, addmm ..."""
+    model = torch_models.build(torch, name)
+    shape = torch_models.MODELS[name][1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        program = torch.export.export(model, (torch.zeros(shape),)).run_decompositions()
+    module = fx.from_torch(program)
+    module.graph.lint()
+    assert any("_native_batch_norm_legit_no_training" in str(n.target) for n in module.graph.nodes)
+    assert_as_accurate(torch, model, module, rng.normal(size=shape).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["resnet_basic", "shufflenet_v2", "efficientnet"])
+def test_programs_for_any_batch_size(torch, rng, name):
+    model = torch_models.build(torch, name)
+    shape = torch_models.MODELS[name][1]
+    batch = torch.export.Dim("batch", min=2, max=64)
+    module = fx.from_torch(torch.export.export(model, (torch.zeros(shape),), dynamic_shapes=({0: batch},)))
+    assert_as_accurate(torch, model, module, rng.normal(size=(5, *shape[1:])).astype(np.float32))
+
+
+def test_exported_training_updates_the_tensors(torch, rng):
+    def make():
+        torch.manual_seed(5)
+        return torch.nn.Sequential(torch.nn.Conv1d(2, 3, 3), torch.nn.BatchNorm1d(3)).train()
+
+    theirs, shared = make(), make()
+    module = fx.from_torch(torch.export.export(shared, (torch.zeros(4, 2, 9),)))
+    for _ in range(2):
+        x = rng.normal(size=(4, 2, 9)).astype(np.float32)
+        with torch.no_grad():
+            expected = theirs(torch.from_numpy(x)).numpy()
+        assert np.abs(module(x) - expected).max() < 1e-5
+    assert torch.allclose(theirs[1].running_var, shared[1].running_var, atol=1e-6)
+    assert int(shared[1].num_batches_tracked) == 2
+
+
+def test_graph_module_inside_a_graph_module(torch, rng):
+    inner = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)))
+
+    class Outer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.rest = inner, torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 1))
+
+        def forward(self, x):
+            return self.rest(self.inner(x))
+
+    class Whole(torch.fx.Tracer):
+        def is_leaf_module(self, m, module_qualified_name):
+            return True
+
+    model = Outer().eval()
+    module = fx.from_torch(torch.fx.GraphModule(model, Whole().trace(model)))
+    assert [n.target for n in module.graph.nodes] == ["x", "inner", "rest", "output"]
+    assert_as_accurate(torch, model, module, rng.normal(size=(2, 3, 5, 5)).astype(np.float32))
 
 
 def test_lifted_parameters_stay_placeholders(torch, rng):
@@ -238,6 +299,13 @@ def test_hooked_layers_run_their_hooks(torch, rng):
     module(x)
     assert int(model[4].num_batches_tracked) == 1
     assert not model[4].training
+
+
+def test_hooks_of_containers_are_traced(torch, rng):
+    model = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())).eval()
+    model[0].register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+    model[0].register_forward_hook(lambda module, inputs, output: output * 3)
+    assert_as_accurate(torch, model, fx.from_torch(model), rng.normal(size=(2, 3, 5, 5)).astype(np.float32))
 
 
 def test_weight_norm_by_hooks_is_recomputed(torch, rng):

@@ -81,7 +81,9 @@ OPERATIONS = [
     "F.conv_transpose2d(x, self.w.transpose(0, 1), stride=2)", "F.linear(x, self.m)",
     "F.batch_norm(x, self.b, self.b * self.b + 1)",
     "torch.batch_norm(x, None, None, self.b, self.v, False, 0.1, 1e-3, False)",
-    "torch.convolution(x, self.w, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)", "x == x", "x > 0",
+    "torch.convolution(x, self.w, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)", "x == x",
+    "x * torch.tensor(3)", "torch.tensor([2]) - x", "x / torch.tensor([1, 2, 3, 4, 5, 6])", "x.argmax(1) * 0.5",
+    "(x > 0).sum() / x.numel()", "1 - (x > 0).long()", "x.max(1)[1] + x[:, 0]", "2 * x.max(1).indices / 3", "x > 0",
     "torch.ge(x, 0.1)", "x.lt(0)", "(x > 0) & (x < 1)",
 ]
 
@@ -147,3 +149,49 @@ def test_in_place_operations(torch, rng, case):
         assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
     module.graph.eliminate_dead_code()
     assert np.abs(module(x) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def random_program(seed: int) -> str:
+    """Statements with views, in-place operations and several names for one tensor; all values are returned."""
+    rng = np.random.default_rng(seed)
+    names, lines = ["v0"], ["v0 = x * 2"]
+    for _ in range(int(rng.integers(4, 12))):
+        a, b = (str(rng.choice(names)) for _ in range(2))
+        new = f"v{len(names)}"
+        statement = str(rng.choice([
+            "{new} = {a} * 3", "{new} = {a} + {b}.mean()", "{new} = {a}", "{new} = {a}[:, 1:]",
+            "{new} = {a}.transpose(0, 1)", "{new} = {a}.detach()", "{new} = {a}.unsqueeze(0).squeeze(0)",
+            "{new} = {a}.chunk(2, 0)[0]", "{new} = F.dropout({a}, 0.5, False)", "{new} = self.same({a})",
+            "{new} = self.act({a})", "{new} = {a}.mul_(1.5)", "{new} = F.relu({a}, inplace=True)", "{a}.add_(1)",
+            "{a} += 0.5", "{a} *= {b}.mean()", "F.leaky_relu({a}, 0.1, True)", "{a}.clamp_(-2, 2)",
+            "{a}[:1].neg_()", "{a}.copy_({a} - 1)", "{a}[:, :2].fill_(3)", "{a}[1:].zero_()", "{new} = {a}.clone()",
+            "{new} = {a}.sub_({b}.sum() * 0.01)",
+        ]))
+        lines.append(statement.format(a=a, b=b, new=new))
+        if "{new}" in statement:
+            names.append(new)
+    return "\n    ".join([*lines, f"return {', '.join(names)},"])
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_random_in_place_programs(torch, rng, seed):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = torch.nn.ReLU(inplace=True)
+            self.same = torch.nn.Identity()
+
+    source = random_program(seed)
+    names = {"torch": torch, "F": torch.nn.functional}
+    exec(f"def forward(self, x):\n    {source}\n", names)
+    Model.forward = names["forward"]
+    model = Model().eval()
+    x = rng.normal(size=(4, 5)).astype(np.float32)
+    with torch.no_grad():
+        expected = [value.numpy() for value in model(torch.from_numpy(x.copy()))]
+    module = fx.from_torch(model)
+    got = module(x)
+    assert len(got) == len(expected)
+    for i, (mine, right) in enumerate(zip(got, expected)):
+        assert mine.shape == right.shape
+        assert np.abs(mine - right).max() <= 1e-4 * (1 + np.abs(right).max()), f"v{i} of\n    {source}"

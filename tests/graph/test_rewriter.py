@@ -311,6 +311,28 @@ def test_a_missing_attribute_is_an_error_and_changes_nothing():
     gm.graph.lint()
 
 
+def test_attributes_that_cannot_be_placed_change_nothing():
+    """The second one leads through an array; the first one and its parents must not stay."""
+    replacement = Graph()
+    x = replacement.placeholder("x")
+    first = replacement.call_function(mul, (x, replacement.get_attr("new.part.w")))
+    replacement.output(replacement.call_module("factor.act.one.two", (first,)))
+    owner = nn.Module()
+    owner.new = nn.Module()
+    owner.new.part = nn.Module()
+    owner.new.part.w = nn.Parameter(np.ones(1, np.float32))
+    owner.factor = nn.Module()
+    owner.factor.act = nn.Module()
+    owner.factor.act.one = nn.Module()
+    owner.factor.act.one.two = nn.ReLU()
+    gm = symbolic_trace(Scale(2))
+    before, members = str(gm.graph), sorted(vars(gm))
+    with pytest.raises(RuntimeError, match="'factor.act.one.two' cannot be put into gm"):
+        replace_pattern(gm, Scale(2), GraphModule(owner, replacement))
+    assert str(gm.graph) == before and sorted(vars(gm)) == members
+    assert gm(np.float32([1])).tolist() == [2]
+
+
 def test_the_graph_may_be_its_own_pattern_and_replacement():
     gm = symbolic_trace(lambda a: neg(add(a, 1)))
     assert len(replace_pattern(gm, gm, gm)) == 1
@@ -349,6 +371,8 @@ def test_wrong_arguments():
     gm = symbolic_trace(neg)
     with pytest.raises(TypeError, match="gm: expected a GraphModule, got Graph"):
         replace_pattern(gm.graph, neg, neg)
+    with pytest.raises(TypeError, match="match_filters: expected a list of functions, got function"):
+        replace_pattern_with_filters(gm, neg, neg, lambda *_: True)
     with pytest.raises(TypeError, match="match_filters: expected functions, got int"):
         replace_pattern_with_filters(gm, neg, neg, [3])
     with pytest.raises(TypeError, match="replacement_callback: expected a function"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import pyconvbn
-from pyconvbn import Plan, fx, nn, verify
+from pyconvbn import Plan, functional, fx, nn, verify
 
 sys.path.insert(0, str(Path(__file__).parent))
 from verify_util import Net, fold, gain, randomise, replaced  # noqa: E402
@@ -220,6 +220,42 @@ def test_border_of_a_batch_norm_before_a_padded_convolution(rng):
     assert not report.ok
     assert report.parted.node == "conv" and report.parted.pair == ("conv", "bn")
     assert "only the border" in report.parted.cause
+
+
+def functional_net(rng):
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(rng.normal(size=(4, 3, 3, 3)).astype(np.float32))  # transposed, 2 groups
+            self.bias = nn.Parameter(rng.normal(size=6).astype(np.float32))
+            for name in ("gamma", "beta", "mean"):
+                setattr(self, name, nn.Parameter(rng.normal(size=6).astype(np.float32)))
+            self.var = nn.Parameter(rng.uniform(0.1, 3, 6).astype(np.float32))
+
+        def forward(self, x):
+            y = functional.conv_transpose2d(x, self.weight, bias=self.bias, stride=2, groups=2)
+            y = functional.batch_norm(y, self.mean, self.var, bias=self.beta, weight=self.gamma, eps=1e-4)
+            return functional.relu(y)
+
+    return Functional()
+
+
+@pytest.mark.parametrize(("array", "cause"), [("weight", "wrong axis"), ("bias", "bias is not scaled")])
+@pytest.mark.parametrize("form", ["functional", "aten"])
+def test_faults_of_functional_graphs_are_named_too(array, cause, form, rng):
+    net = functional_net(rng)
+    gm = fx.symbolic_trace(net)
+    gm = fx.to_aten(gm) if form == "aten" else gm
+    folded, report = pyconvbn.passes.fuse_conv_bn(gm)
+    assert report.counts == {"folded": 1} and verify(gm, folded)
+    conv = next(node for node in folded.graph.nodes if node.name == report.rows[0].new_node)
+    targets = [node.target for node in folded.graph.nodes if node.op == "get_attr" and conv in node.users]
+    scale = net.gamma / np.sqrt(net.var + 1e-4)
+    wrong = net.weight * scale[:3, None, None] if array == "weight" else net.bias - net.mean * scale + net.beta
+    replaced(folded, **{targets[0 if array == "weight" else 1]: wrong})
+    parted = verify(gm, folded).parted
+    assert parted.node == report.rows[0].new_node and cause in parted.cause
+    assert parted.pair == (report.rows[0].conv, report.rows[0].node)
 
 
 def test_changing_weights_later_is_found(net, gm):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`verify` as it is used: outputs of every structure, made-up inputs, errors, the report; nothing of the user's changes."""
+"""`verify` as it is used: every structure of outputs, made-up inputs, errors, the report; the user's modules stay."""
 
 from __future__ import annotations
 

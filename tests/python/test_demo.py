@@ -293,6 +293,11 @@ def test_plot_is_drawn(result, tmp_path):
     assert int.from_bytes(head[16:20], "big") == 1300
 
 
+def test_screenshot_of_the_readme_is_there_and_small(root):
+    picture = root / "benchmarks" / "demo_model" / "notebook.png"
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 200_000
+
+
 # -- page --------------------------------------------------------------------------------------
 
 
