@@ -133,10 +133,35 @@ def fuse_bn_conv_weights(
     return _like_parameters(folded, conv_w, conv_b)
 
 
+_ATOMS = frozenset({type(None), bool, int, float, str})
+
+
+def _is_flat(value: Any) -> bool:
+    """Immutable all through: a deep copy of it is itself."""
+    kind = type(value)
+    return kind in _ATOMS or (kind is tuple and all(type(item) in _ATOMS for item in value))
+
+
+def _deepcopy_without(module: Any, names: tuple[str, ...]) -> Any:
+    """Deep copy of one of our modules whose attributes ``names``, about to be replaced, stay the originals.
+
+    For our own classes this is one walk over the instance dict; copy.deepcopy takes ten times as long and would copy
+    the weights only to drop them.
+    """
+    if not type(module).__module__.startswith("pyconvbn.nn."):
+        return copy.deepcopy(module)
+    clone = copy.copy(module)
+    memo: dict[int, Any] = {id(module): clone}
+    for name, value in vars(module).items():
+        if not (name in names or _is_flat(value) or name in ("_kinds", "_not_saved")):
+            vars(clone)[name] = copy.deepcopy(value, memo)
+    return clone
+
+
 def _fused_copy(module: Any, folded: tuple[_Array, _Array], what: str) -> Any:
     """Deep copy of ``module`` with the folded parameters, of the module's own framework."""
-    fused = copy.deepcopy(module)
     if is_torch(module):
+        fused = copy.deepcopy(module)
         torch = sys.modules["torch"]
         for name, value in zip(("weight", "bias"), folded):
             old = getattr(module, name)
@@ -147,6 +172,7 @@ def _fused_copy(module: Any, folded: tuple[_Array, _Array], what: str) -> Any:
 
     if not isinstance(module, nn.Module):
         raise TypeError(f"{what}: expected a pyconvbn.nn or torch.nn module, got {type(module).__name__}")
+    fused = _deepcopy_without(module, ("weight", "bias"))
     for name, value in zip(("weight", "bias"), folded):
         old = getattr(module, name)
         setattr(fused, name, nn.Parameter(value, requires_grad=bool(getattr(old, "requires_grad", False))))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 from .errors import FoldError
 
@@ -52,13 +52,19 @@ def read_conv(module: Any, argument: str = "conv") -> ConvRecord:
             f"{argument}: expected a Linear, Conv1d/2d/3d or ConvTranspose1d/2d/3d module, got "
             f"{type(module).__name__} (it has no attribute {missing[0]!r})"
         )
-    padding = module.padding if isinstance(module.padding, str) else tuple(module.padding)
+    nd = len(module.weight.shape) - 2
+    padding = module.padding if isinstance(module.padding, str) else _per_axis(module.padding, nd)
     return ConvRecord(
-        len(module.kernel_size), module.weight, module.bias, tuple(module.stride), padding,
-        getattr(module, "padding_mode", "zeros"), tuple(module.dilation), int(module.groups),
-        bool(getattr(module, "transposed", False)), tuple(getattr(module, "output_padding", ())),
+        nd, module.weight, module.bias, _per_axis(module.stride, nd), padding,
+        getattr(module, "padding_mode", "zeros"), _per_axis(module.dilation, nd), int(module.groups),
+        bool(getattr(module, "transposed", False)), _per_axis(getattr(module, "output_padding", ()), nd),
         int(module.out_channels),
     )
+
+
+def _per_axis(value: Any, nd: int) -> tuple[int, ...]:
+    """As the constructor makes it; whoever assigns the attribute later may write one number for all axes."""
+    return (int(value),) * nd if isinstance(value, SupportsIndex) else tuple(value)
 
 
 def check_bn(module: Any, argument: str = "bn") -> None:

@@ -198,9 +198,13 @@ class _Slots:
     def __init__(self, gm: Any) -> None:
         self.gm = gm
         self.users: dict[tuple[int, str], list[Any]] = {}
+        slots: dict[str, set[tuple[int, str]]] = {}  # of each target
         for node in gm.graph.nodes:
             if node.op in ("call_module", "get_attr"):
-                for slot in {*self.path(node.target), *self._inside(node.target)}:
+                target = node.target
+                if target not in slots:
+                    slots[target] = {*self.path(target), *self._inside(target)}
+                for slot in slots[target]:
                     self.users.setdefault(slot, []).append(node)
 
     def path(self, target: str) -> Iterator[tuple[int, str]]:
@@ -233,6 +237,7 @@ class _Changes:
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
+        self._saved: set[int] = set()  # ids of owners whose whole state is kept
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         old = getattr(owner, name, _MISSING)
@@ -240,6 +245,14 @@ class _Changes:
         _set(owner, name, value)
 
     def delete(self, owner: Any, name: str) -> None:
+        # The whole state, since putting one attribute back would put it last. Once for each owner: `back` keeps the
+        # owner alive, so its id stays its own.
+        if id(owner) not in self._saved:
+            self._save(owner)
+            self._saved.add(id(owner))
+        delattr(owner, name)
+
+    def _save(self, owner: Any) -> None:
         state = dict(vars(owner))
         kinds = dict(state["_kinds"]) if "_kinds" in state else None
 
@@ -251,7 +264,6 @@ class _Changes:
                 state["_kinds"].update(kinds)
 
         self._undo.append(back)
-        delattr(owner, name)
 
     def take_back(self) -> None:
         for undo in reversed(self._undo):

@@ -95,7 +95,7 @@ def gain_of_output(gm: Any, path: str, channel: int) -> tuple[float, str] | None
     outputs = [node for node in gm.graph.nodes if node.op == "output"]
     if not outputs:
         return None
-    todo: list[Any] = [dict(run_.leaves(outputs[-1].args[0])).get(path)]
+    todo: list[Any] = [dict(run_.leaves(outputs[-1].args[0])).get(path) if outputs[-1].args else None]
     seen: set[str] = set()
     while todo:
         node = todo.pop(0)

@@ -25,22 +25,29 @@ __all__ = ["PASSES", "dce", "efficient_conv_bn_eval", "fuse_conv_bn", "pre_grad"
 
 
 def _check(gm: Any) -> Any:
-    """The graph of a GraphModule, or TypeError."""
+    """The graph of a GraphModule, or TypeError; RuntimeError if it is not well-formed."""
     from .fx import GraphModule
 
     if isinstance(gm, GraphModule):
+        gm.graph._verify()
         return gm.graph
     hint = ": trace it first, gm = fx.symbolic_trace(module)" if hasattr(gm, "forward") else ""
     raise TypeError(f"gm: expected a GraphModule, got {type(gm).__name__}{hint}")
 
 
 def _run_efficient(gm: Any, skip: tuple[str, ...] = (), only: Any = None) -> FoldReport:
-    rows = _core.pass_efficient(
-        gm.graph, gm, _efficient.graph_efficient_conv_bn_eval, _efficient.graph_efficient_conv_bn_eval_decomposed, skip,
-        only,
-    )
-    report = FoldReport._from_core(rows)
-    counters["efficient_conv_bn_eval"] += report.counts.get("fused", 0)
+    graph = gm.graph
+    before = graph._snapshot()
+    try:
+        rows = _core.pass_efficient(
+            graph, gm, _efficient.graph_efficient_conv_bn_eval, _efficient.graph_efficient_conv_bn_eval_decomposed,
+            skip, only,
+        )
+        report = FoldReport._from_core(rows)
+        counters["efficient_conv_bn_eval"] += report.counts.get("fused", 0)
+    except BaseException:  # also one that comes when the pass itself is done
+        graph._restore(before)
+        raise
     return report
 
 
@@ -65,6 +72,7 @@ def efficient_conv_bn_eval(gm: GraphModule) -> FoldReport:
 
     Raises:
         TypeError: `gm` is not a GraphModule.
+        RuntimeError: its graph is not well-formed (`Graph.lint`).
 
     >>> from pyconvbn import fx, nn, passes
     >>> gm = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval())
@@ -114,6 +122,7 @@ def fuse_conv_bn(
     Raises:
         FoldError: with `strict`, listing what stayed; `reason` is that of the first.
         TypeError: `gm` is not a GraphModule, or `skip` holds something else than str.
+        RuntimeError: the graph is not well-formed (`Graph.lint`).
 
     >>> from pyconvbn import fx, nn, passes
     >>> gm = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval())
@@ -143,6 +152,7 @@ def dce(gm: GraphModule) -> bool:
 
     Raises:
         TypeError: `gm` is not a GraphModule.
+        RuntimeError: its graph is not well-formed (`Graph.lint`).
 
     >>> import operator
     >>> from pyconvbn import fx, passes
@@ -161,6 +171,7 @@ def pre_grad(gm: GraphModule) -> FoldReport:
 
     Raises:
         TypeError: `gm` is not a GraphModule.
+        RuntimeError: its graph is not well-formed (`Graph.lint`).
 
     >>> from pyconvbn import config, fx, nn, passes
     >>> gm = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval())

@@ -10,6 +10,7 @@ typedef struct visit {
     cbn_effects *e;
     cbn_node_id node;
     int what;
+    uint32_t held; /* arrays found in what the node names */
     cbn_error *err;
 } visit;
 
@@ -54,21 +55,11 @@ static cbn_status bound_call(visit *v, const cbn_bound *b) {
     return CBN_OK;
 }
 
-static bool named_as_writing(const char *name, size_t len) {
-    return len > 1 && name[len - 1] == '_' && name[len - 2] != '_';
-}
-
 static cbn_status call(visit *v, const cbn_node *node) {
     cbn_graph *g = v->e->g;
     cbn_bound bound;
-    cbn_error ignored; /* a call that does not bind is like one of a callable that nobody knows */
+    cbn_error ignored; /* a call that does not bind is like one of a callable or method that nobody knows */
     if (node->opcode != 0 && cbn_op_bind(g, v->node, &bound, &ignored) == CBN_OK) return bound_call(v, &bound);
-    if (node->op == CBN_NODE_CALL_METHOD && node->opcode == 0 && node->args->nargs > 0) {
-        size_t len = 0;
-        const char *name = node->target.tag == CBN_V_STR ? cbn_graph_str(g, node->target.u.str, &len) : "";
-        v->what = VIEWS | (named_as_writing(name, len) ? WRITES : 0);
-        return touch_value(v, &node->args->v[0]);
-    }
     v->what = VIEWS | WRITES;
     return touch_all(v, node->args);
 }
@@ -110,9 +101,10 @@ static cbn_status call_module(visit *v, const cbn_node *node, cbn_host root) {
 }
 
 static cbn_status join_held(cbn_host array, void *arg) {
-    const visit *v = arg;
+    visit *v = arg;
     bool is_array;
     uint32_t element;
+    v->held++;
     return cbn_effects_add_array(v->e, array, v->node, &is_array, &element, v->err);
 }
 
@@ -130,8 +122,11 @@ static cbn_status get_attr(visit *v, const cbn_node *node, cbn_host root) {
     bool is_array;
     uint32_t element;
     CBN_TRY(cbn_effects_add_array(e, object, v->node, &is_array, &element, v->err));
-    /* A module: whoever is handed it may look at its arrays. */
-    return is_array ? CBN_OK : host->module_arrays(object, join_held, v, v->err);
+    if (is_array) return CBN_OK;
+    /* A module: whoever is handed it may look at its arrays. Another object may hold any. */
+    CBN_TRY(host->module_arrays(object, join_held, v, v->err));
+    if (v->held == 0) cbn_effects_join(e, v->node, e->anything);
+    return CBN_OK;
 }
 
 cbn_status cbn_effects_node(cbn_effects *e, cbn_node_id id, cbn_host root, cbn_error *err) {

@@ -130,9 +130,25 @@ static bool bound_is_impure(const cbn_bound *b) {
     return false;
 }
 
-/* relu_, but not __getitem__: the field's way to name what writes its object. */
+/* relu_ and __imul__, but not __getitem__ or __invert__: how methods are named that write their object. */
 static bool named_as_writing(const char *name, size_t len) {
+    static const char *const in_place[] = {"__iadd__", "__isub__", "__imul__",    "__imatmul__", "__itruediv__",
+                                           "__ifloordiv__", "__imod__", "__ipow__", "__ilshift__", "__irshift__",
+                                           "__iand__", "__ixor__", "__ior__",     "__setitem__", "__delitem__"};
+    for (size_t i = 0; i < sizeof in_place / sizeof in_place[0]; i++) {
+        if (strcmp(name, in_place[i]) == 0) return true;
+    }
     return len > 1 && name[len - 1] == '_' && name[len - 2] != '_';
+}
+
+/* Unknown callables too take what they write into as out=. */
+static bool given_out(const cbn_graph *g, const cbn_node *node) {
+    for (uint32_t k = 0; k < node->args->nkw; k++) {
+        if (strcmp(cbn_graph_str(g, cbn_args_key(node->args, k), NULL), "out") == 0) {
+            return cbn_args_kw(node->args, k)->tag != CBN_V_NONE;
+        }
+    }
+    return false;
 }
 
 static cbn_status module_impure(const cbn_graph *g, const cbn_node *node, cbn_host root, bool *out, cbn_error *err) {
@@ -161,7 +177,7 @@ cbn_status cbn_node_impure(const cbn_graph *g, cbn_node_id id, cbn_host root, bo
         size_t len = 0;
         const bool method = node->op == CBN_NODE_CALL_METHOD && node->target.tag == CBN_V_STR;
         const char *name = method ? cbn_graph_str(g, node->target.u.str, &len) : "";
-        *out = named_as_writing(name, len);
+        *out = named_as_writing(name, len) || given_out(g, node);
         return CBN_OK;
     }
     cbn_bound bound;

@@ -16,8 +16,20 @@ typedef struct rewriter {
     cbn_node_id fused;  /* the last node made */
     cbn_node_id anchor; /* the user's insertion point, which may be a node that goes */
     bool after;
+    cbn_str efficient, get_conv, get_bn, output_size; /* interned once */
     cbn_error *err;
 } rewriter;
+
+static cbn_status intern(rewriter *r, const char *text, cbn_str *out) {
+    return cbn_graph_intern(r->g, text, strlen(text), out, r->err);
+}
+
+static cbn_status intern_all(rewriter *r) {
+    CBN_TRY(intern(r, "efficient_conv_bn_eval", &r->efficient));
+    CBN_TRY(intern(r, "get_conv", &r->get_conv));
+    CBN_TRY(intern(r, "get_bn", &r->get_bn));
+    return intern(r, "output_size", &r->output_size);
+}
 
 static void release_all(cbn_graph *g, cbn_value *v, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) cbn_value_release(g, v[i]);
@@ -26,50 +38,41 @@ static void release_all(cbn_graph *g, cbn_value *v, uint32_t n) {
 /* call_function of `callable` with the metadata of `bn`. The values are moved, on failure released. */
 static cbn_status make_call(rewriter *r, cbn_host callable, cbn_value *args, uint32_t nargs, cbn_value *kw,
                             uint32_t nkw, cbn_node_id bn) {
-    static const char name[] = "efficient_conv_bn_eval";
-    cbn_str candidate;
-    cbn_status status = cbn_graph_intern(r->g, name, sizeof name - 1, &candidate, r->err);
-    if (status == CBN_OK) {
-        const cbn_node *from = cbn_graph_node(r->g, bn);
-        r->vt->retain(callable);
-        const cbn_node_spec spec = {.op = CBN_NODE_CALL_FUNCTION,
-                                    .target = cbn_value_host(callable),
-                                    .args = args,
-                                    .nargs = nargs,
-                                    .kw = kw,
-                                    .nkw = nkw,
-                                    .name = candidate,
-                                    .type_expr = from->type_expr,
-                                    .meta = from->meta};
-        status = cbn_graph_create(r->g, &spec, &r->fused, r->err);
-        if (status != CBN_OK) cbn_value_release(r->g, spec.target);
-    }
+    const cbn_node *from = cbn_graph_node(r->g, bn);
+    r->vt->retain(callable);
+    const cbn_node_spec spec = {.op = CBN_NODE_CALL_FUNCTION,
+                                .target = cbn_value_host(callable),
+                                .args = args,
+                                .nargs = nargs,
+                                .kw = kw,
+                                .nkw = nkw,
+                                .name = r->efficient,
+                                .type_expr = from->type_expr,
+                                .meta = from->meta};
+    const cbn_status status = cbn_graph_create(r->g, &spec, &r->fused, r->err);
     if (status == CBN_OK) return CBN_OK;
+    cbn_value_release(r->g, spec.target);
     release_all(r->g, args, nargs);
     release_all(r->g, kw, 2 * nkw);
     return status;
 }
 
-static cbn_status make_get_attr(rewriter *r, const char *name, cbn_str target, cbn_node_id *out) {
-    cbn_str candidate;
-    CBN_TRY(cbn_graph_intern(r->g, name, strlen(name), &candidate, r->err));
-    const cbn_node_spec spec = {.op = CBN_NODE_GET_ATTR, .target = cbn_value_str(target), .name = candidate};
+static cbn_status make_get_attr(rewriter *r, cbn_str name, cbn_str target, cbn_node_id *out) {
+    const cbn_node_spec spec = {.op = CBN_NODE_GET_ATTR, .target = cbn_value_str(target), .name = name};
     return cbn_graph_create(r->g, &spec, out, r->err);
 }
 
 static cbn_status rewrite_modules(rewriter *r, const cbn_conv_bn_pair *p) {
     cbn_graph_set_insert_point(r->g, p->conv);
     cbn_node_id get_conv, get_bn;
-    CBN_TRY(make_get_attr(r, "get_conv", cbn_graph_node(r->g, p->conv)->target.u.str, &get_conv));
-    CBN_TRY(make_get_attr(r, "get_bn", cbn_graph_node(r->g, p->bn)->target.u.str, &get_bn));
-    cbn_str output_size;
-    CBN_TRY(cbn_graph_intern(r->g, "output_size", 11, &output_size, r->err));
+    CBN_TRY(make_get_attr(r, r->get_conv, cbn_graph_node(r->g, p->conv)->target.u.str, &get_conv));
+    CBN_TRY(make_get_attr(r, r->get_bn, cbn_graph_node(r->g, p->bn)->target.u.str, &get_bn));
     cbn_module_call call;
     const bool understood = cbn_module_call_read(r->g, p->conv, true, &call);
     assert(understood);
     (void)understood;
     cbn_value args[3] = {cbn_value_node(get_bn), cbn_value_node(get_conv), cbn_value_retain(r->g, *call.input)};
-    cbn_value kw[2] = {cbn_value_str(output_size), cbn_value_none()};
+    cbn_value kw[2] = {cbn_value_str(r->output_size), cbn_value_none()};
     if (call.output_size != NULL) kw[1] = cbn_value_retain(r->g, *call.output_size);
     return make_call(r, r->host->efficient, args, 3, kw, call.output_size != NULL, p->bn);
 }
@@ -175,7 +178,7 @@ static cbn_status rewrite_all(rewriter *r, const cbn_pair_list *pairs, cbn_fold_
     cbn_graph_snapshot *snapshot;
     CBN_TRY(cbn_graph_snapshot_take(r->g, &snapshot, r->err));
     r->anchor = cbn_graph_insert_anchor(r->g, &r->after);
-    cbn_status status = CBN_OK;
+    cbn_status status = intern_all(r);
     for (int i = 0; status == CBN_OK && i < pairs->count; i++) {
         const cbn_conv_bn_pair *p = &pairs->v[i];
         if (p->reason != CBN_REASON_OK) continue;

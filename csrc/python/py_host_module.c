@@ -29,6 +29,7 @@
     X(parameters, "_parameters")                                                                                       \
     X(buffers, "_buffers")                                                                                             \
     X(modules, "_modules")                                                                                             \
+    X(inplace, "inplace")                                                                                              \
     X(getattribute, "__getattribute__")
 
 #define ATTRIBUTE_FIELD_(id, text) PyObject *id;
@@ -147,6 +148,9 @@ typedef struct class_facts {
     int nd;
     bool overridden; /* a subclass computes something else: its own forward, or a parameter that is a property */
     bool plain;      /* no property stands before the instance's attributes */
+    bool pure;       /* a module of no known kind that writes nothing */
+    bool torch;      /* ... of torch's, and not when it works in place */
+    PyObject *descriptors; /* names that stand before the instance's own attributes; NULL: all may. Owned by the cache */
 } class_facts;
 
 static class_facts class_cache[256];
@@ -177,6 +181,26 @@ static const known_class *find_known(PyTypeObject *type) {
     return NULL;
 }
 
+static bool has_own_getattribute(PyTypeObject *type) {
+    return _PyType_Lookup(type, names.getattribute) != _PyType_Lookup(&PyBaseObject_Type, names.getattribute);
+}
+
+/* Names of the class's data descriptors, a new frozenset. NULL with an exception. */
+static PyObject *descriptor_names(PyTypeObject *type) {
+    PyObject *set = PyFrozenSet_New(NULL), *mro = type->tp_mro;
+    for (Py_ssize_t i = 0; set != NULL && mro != NULL && i < PyTuple_GET_SIZE(mro); i++) {
+        PyTypeObject *cls = (PyTypeObject *)PyTuple_GET_ITEM(mro, i);
+        PyObject *key, *value;
+        Py_ssize_t at = 0;
+        while (set != NULL && cls->tp_dict != NULL && PyDict_Next(cls->tp_dict, &at, &key, &value)) {
+            if (Py_TYPE(value)->tp_descr_set != NULL && PyUnicode_CheckExact(key) && PySet_Add(set, key) < 0) {
+                Py_CLEAR(set);
+            }
+        }
+    }
+    return set;
+}
+
 static bool class_facts_of(PyTypeObject *type, class_facts *out) {
     class_facts *slot = &class_cache[((uintptr_t)type >> 5) & 255];
     if (slot->type == type && slot->version != 0 && slot->version == version_of(type)) {
@@ -205,13 +229,16 @@ static bool class_facts_of(PyTypeObject *type, class_facts *out) {
         for (size_t i = 0; i < sizeof facts / sizeof facts[0]; i++) {
             if (is_data_descriptor(type, facts[i])) out->plain = false;
         }
-        if (_PyType_Lookup(type, names.getattribute) != _PyType_Lookup(&PyBaseObject_Type, names.getattribute)) {
-            out->plain = false;
-        }
+        if (has_own_getattribute(type)) out->plain = false;
     } else {
-        (void)_PyType_Lookup(type, names.forward); /* gives the class a version, so that it can be cached */
+        const int pure = cbn_py_class_pure(type, &out->torch);
+        if (pure < 0) return false;
+        out->pure = pure > 0;
     }
+    /* This look-up also gives the class a version, so that it can be cached. */
+    if (!has_own_getattribute(type) && (out->descriptors = descriptor_names(type)) == NULL) return false;
     out->version = version_of(type);
+    Py_XSETREF(slot->descriptors, out->descriptors);
     *slot = *out;
     return true;
 }
@@ -301,19 +328,29 @@ static int non_empty(PyObject *dict, PyObject *name, bool *out) {
     return result < 0 ? -1 : 0;
 }
 
-static int instance_hooks(PyObject *dict, bool *hooked) {
+static int instance_hooks(PyObject *dict, cbn_module_kind kind, bool *hooked) {
     if (dict == NULL) return 0;
     if (non_empty(dict, names.forward_hooks, hooked) < 0 || non_empty(dict, names.forward_pre_hooks, hooked) < 0) {
         return -1;
     }
     PyObject *const code[] = {names.forward, names.conv_forward, names.output_padding_fn, names.output_padding_for,
                               names.pad_amounts};
-    for (size_t i = 0; i < sizeof code / sizeof code[0]; i++) {
+    const bool conv = kind == CBN_MODULE_CONV || kind == CBN_MODULE_CONV_TRANSPOSE; /* the others are theirs only */
+    for (size_t i = 0; i < (conv ? sizeof code / sizeof code[0] : 1); i++) {
         const int has = PyDict_Contains(dict, code[i]);
         if (has < 0) return -1;
         if (has) *hooked = true;
     }
     return 0;
+}
+
+/* 1, 0, -1: is this module of a pure class what its class says? */
+static int stays_pure(PyObject *obj, const class_facts *cls) {
+    PyObject *dict = instance_dict(obj);
+    bool impure = dict == NULL;
+    if (instance_hooks(dict, cls->kind, &impure) < 0) return -1;
+    if (dict != NULL && cls->torch && non_empty(dict, names.inplace, &impure) < 0) return -1;
+    return !impure; /* ours keep the flag `inplace`, but never write their input */
 }
 
 static int describe_module(PyObject *obj, const class_facts *cls, cbn_module_info *out) {
@@ -323,7 +360,7 @@ static int describe_module(PyObject *obj, const class_facts *cls, cbn_module_inf
     out->nd = cls->nd;
     out->hooked = cls->overridden;
     out->groups = 1;
-    if (instance_hooks(dict, &out->hooked) < 0) return -1;
+    if (instance_hooks(dict, cls->kind, &out->hooked) < 0) return -1;
     if (truth(obj, dict, names.training, plain, &out->training) < 0) return -1;
     if (parameter(obj, dict, names.weight, plain, &out->weight) < 0) return -1;
     if (parameter(obj, dict, names.bias, plain, &out->bias) < 0) return -1;
@@ -349,7 +386,7 @@ cbn_status cbn_py_host_module(cbn_host h, cbn_module_info *out, cbn_error *err) 
     class_facts cls;
     if (!names_get() || !class_facts_of(Py_TYPE((PyObject *)h), &cls)) return CBN_HOST_ERROR;
     if (cls.kind == CBN_MODULE_OTHER) {
-        const int pure = cbn_py_host_pure(h);
+        const int pure = cls.pure ? stays_pure(h, &cls) : 0;
         out->pure = pure > 0;
         return pure < 0 ? CBN_HOST_ERROR : CBN_OK;
     }
@@ -370,6 +407,23 @@ cbn_status cbn_py_host_module(cbn_host h, cbn_module_info *out, cbn_error *err) 
 
 /* ---- dotted names ---- */
 
+/* getattr(obj, *name), new reference. Members in the instance dict, nearly all there are, are found without a look at the
+ * class's attributes one by one. */
+static PyObject *member(PyObject *obj, PyObject **name) {
+    class_facts cls;
+    if (!class_facts_of(Py_TYPE(obj), &cls)) return NULL;
+    PyObject *dict = instance_dict(obj);
+    const int hidden = cls.descriptors == NULL ? 1 : PySet_Contains(cls.descriptors, *name);
+    if (hidden < 0) return NULL;
+    if (!hidden && dict != NULL) {
+        PyObject *value = PyDict_GetItemWithError(dict, *name);
+        if (value != NULL) return Py_NewRef(value);
+        if (PyErr_Occurred()) return NULL;
+    }
+    PyUnicode_InternInPlace(name); /* the cache of _PyType_Lookup goes by identity */
+    return attribute(obj, dict, *name, !hidden);
+}
+
 cbn_status cbn_py_host_resolve(cbn_host root, const char *target, cbn_host *out, cbn_error *err) {
     (void)err;
     *out = NULL;
@@ -379,15 +433,7 @@ cbn_status cbn_py_host_resolve(cbn_host root, const char *target, cbn_host *out,
         const char *dot = p;
         while (*dot != '\0' && *dot != '.') dot++;
         PyObject *name = PyUnicode_DecodeUTF8(p, dot - p, "surrogatepass");
-        if (name != NULL) PyUnicode_InternInPlace(&name); /* equal by identity in the type's and the instance's dicts */
-        PyObject *dict = name == NULL ? NULL : instance_dict(at);
-        PyObject *next = NULL;
-        if (name != NULL) {
-            const bool plain = !is_data_descriptor(Py_TYPE(at), name) &&
-                               _PyType_Lookup(Py_TYPE(at), names.getattribute) ==
-                                   _PyType_Lookup(&PyBaseObject_Type, names.getattribute);
-            next = attribute(at, dict, name, plain);
-        }
+        PyObject *next = name == NULL ? NULL : member(at, &name);
         Py_XDECREF(name);
         if (next == NULL) {
             Py_DECREF(at);

@@ -78,8 +78,8 @@ static const char *short_name(PyTypeObject *type) {
     return dot == NULL ? type->tp_name : dot + 1;
 }
 
-/* 1, 0, -1: is this exact class one of the frameworks' own of those names? */
-static int known_class(PyTypeObject *type, bool *torch) {
+int cbn_py_class_pure(PyTypeObject *type, bool *torch) {
+    *torch = false;
     const char *name = short_name(type);
     bool listed = false;
     for (size_t i = 0; !listed && i < sizeof pure_classes / sizeof pure_classes[0]; i++) {
@@ -92,27 +92,4 @@ static int known_class(PyTypeObject *type, bool *torch) {
     if (text == NULL) return -1;
     *torch = strncmp(text, "torch.nn.modules.", 17) == 0;
     return *torch || strncmp(text, "pyconvbn.nn.", 12) == 0;
-}
-
-/* 1, 0, -1: is the instance's entry there and true? */
-static int holds(PyObject *dict, const char *name) {
-    PyObject *value = PyDict_GetItemString(dict, name);
-    return value == NULL ? 0 : PyObject_IsTrue(value);
-}
-
-int cbn_py_host_pure(PyObject *module) {
-    bool torch = false;
-    const int known = known_class(Py_TYPE(module), &torch);
-    if (known <= 0) return known;
-    PyObject *dict = PyObject_GenericGetDict(module, NULL);
-    if (dict == NULL) {
-        PyErr_Clear();
-        return 0;
-    }
-    int impure = PyDict_GetItemString(dict, "forward") != NULL;
-    static const char *const hooks[] = {"_forward_hooks", "_forward_pre_hooks"};
-    for (size_t i = 0; impure == 0 && i < sizeof hooks / sizeof hooks[0]; i++) impure = holds(dict, hooks[i]);
-    if (impure == 0 && torch) impure = holds(dict, "inplace"); /* ours keep the flag, but never write their input */
-    Py_DECREF(dict);
-    return impure < 0 ? -1 : !impure;
 }

@@ -3,8 +3,7 @@
 #define CBN_PY_HOST_PURE_H
 #include "python/py_graph.h"
 
-/* Does a call of this module write nothing (activations, pooling, padding, dropout of pyconvbn.nn and torch.nn: exact
- * classes,
- * without hooks or a forward of the instance's own, torch's not in place)? -1 with an exception. */
-int cbn_py_host_pure(PyObject *module);
+/* Do the modules of this exact class write nothing when they are called (activations, pooling, padding, dropout of pyconvbn.nn
+ * and torch.nn)? 1, 0, or -1 with an exception. *torch: the class is torch's, whose modules may work in place. */
+int cbn_py_class_pure(PyTypeObject *type, bool *torch);
 #endif

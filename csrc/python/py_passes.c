@@ -124,23 +124,34 @@ static PyObject *text_or_none(const cbn_graph *g, cbn_str s) {
 
 static PyObject *count_or_none(int64_t v) { return v < 0 ? Py_NewRef(Py_None) : PyLong_FromLongLong(v); }
 
+/* The Python string of a static text, made once for each place in `cache`. Borrowed; NULL with an exception. */
+static PyObject *constant_text(PyObject **cache, const char *text) {
+    if (*cache == NULL) *cache = PyUnicode_InternFromString(text);
+    return *cache;
+}
+
 /* (node, target, outcome, reason, blocking, hint, form, bytes_saved, flops_saved, run_time_rule, new_node, conv). */
 static PyObject *row_tuple(const cbn_graph *g, const cbn_fold_row *r) {
     static const char *const forms[] = {"module", "functional", "aten"};
     static const char *const outcomes[] = {"kept", "fused", "folded"};
-    const char *hint = r->hint != NULL ? r->hint : cbn_fold_reason_hint(r->reason);
+    static PyObject *form_texts[3], *outcome_texts[3], *reason_texts[CBN_REASON_COUNT], *hint_texts[CBN_REASON_COUNT];
+    PyObject *outcome = constant_text(&outcome_texts[r->outcome], outcomes[r->outcome]),
+             *reason = constant_text(&reason_texts[r->reason], cbn_fold_reason_name(r->reason)),
+             *form = constant_text(&form_texts[r->form], forms[r->form]),
+             *hint = r->hint != NULL ? PyUnicode_FromString(r->hint)
+                                     : Py_XNewRef(constant_text(&hint_texts[r->reason], cbn_fold_reason_hint(r->reason)));
     PyObject *bn = text_or_none(g, r->bn_name), *target = text_or_none(g, r->bn_target),
              *blocking = text_or_none(g, r->blocking_name), *new_name = text_or_none(g, r->new_name),
              *conv = text_or_none(g, r->conv_name), *bytes = count_or_none(r->bytes_saved),
              *flops = count_or_none(r->flops_saved), *row = NULL;
-    if (bn != NULL && target != NULL && blocking != NULL && new_name != NULL && conv != NULL && bytes != NULL &&
-        flops != NULL) {
-        row = Py_BuildValue("(OOssOssOOOOO)", bn, target, outcomes[r->outcome], cbn_fold_reason_name(r->reason),
-                            blocking, hint, forms[r->form], bytes, flops, r->run_time_rule ? Py_True : Py_False,
-                            new_name, conv);
+    PyObject *const owned[] = {hint, bn, target, blocking, new_name, conv, bytes, flops};
+    bool ok = outcome != NULL && reason != NULL && form != NULL;
+    for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) ok = ok && owned[i] != NULL;
+    if (ok) {
+        row = PyTuple_Pack(12, bn, target, outcome, reason, blocking, hint, form, bytes, flops,
+                           r->run_time_rule ? Py_True : Py_False, new_name, conv);
     }
-    PyObject *const parts[] = {bn, target, blocking, new_name, conv, bytes, flops};
-    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) Py_XDECREF(parts[i]);
+    for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) Py_XDECREF(owned[i]);
     return row;
 }
 

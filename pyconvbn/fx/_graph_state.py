@@ -38,10 +38,13 @@ def describe(graph: Graph) -> dict[str, Any]:
 
         return map_aggregate(value, leaf) if isinstance(value, Node | tuple | list | dict | slice) else value
 
-    nodes = [
-        (n.op, n.name, n.target, ref(n.args), ref(n.kwargs), n.type, {key: ref(v) for key, v in n.meta.items()})
-        for n in graph.nodes
-    ]
+    nodes = []
+    for i, n in enumerate(positions):
+        for used in n.all_input_nodes:
+            if positions.get(used, i) >= i:  # it could not be made again in this order
+                raise RuntimeError(f"pickling of {n.name}: its input {used.name} does not stand before it")
+        meta = {key: ref(v) for key, v in n.meta.items()}
+        nodes.append((n.op, n.name, n.target, ref(n.args), ref(n.kwargs), n.type, meta))
     return {"version": 1, "nodes": nodes, "tracer_cls": graph._tracer_cls, "attributes": dict(graph.__dict__)}
 
 

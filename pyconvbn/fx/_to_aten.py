@@ -39,6 +39,7 @@ def to_aten(
 
     Raises:
         TypeError: ``gm`` is no GraphModule. NotImplementedError: nodes without a counterpart; all are listed.
+        RuntimeError: the graph is not well-formed (``Graph.lint``).
 
     Example:
         >>> from pyconvbn import fx, nn
@@ -93,6 +94,7 @@ class _ToAten:
     def run(self) -> GraphModule:
         from .graph_module import GraphModule
 
+        self.gm.graph.lint()
         if self.lift:
             self._lift()
         problems = []
@@ -137,7 +139,7 @@ class _ToAten:
                 raise NoLowering(f"the attribute is a {type(value).__name__}, not an array")
             made = self.array(node.target, value, node.name)
         elif node.op == "output":
-            made = self.graph.output(args[0])
+            made = self.graph.output(args[0] if args else None)
         elif node.op == "call_module":
             module = self.gm.get_submodule(node.target)
             made = self.lowering.module(node, module, node.target, args, kwargs)

@@ -213,6 +213,9 @@ class Graph(_core.Graph):
             What `g` returns, in terms of this graph, None if `g` has no output node; with `return_output_node` a pair
             of it and the output node of `g`.
 
+        Raises:
+            RuntimeError: a node of `g` uses one that stands after it.
+
         >>> source, graph = Graph(), Graph()
         >>> x = source.placeholder("x")
         >>> _ = source.output(source.call_method("relu", (x,)))
@@ -225,10 +228,16 @@ class Graph(_core.Graph):
         for node in g.nodes:
             if node in val_map:
                 continue
+
+            def copied(used: Node, user: Node = node) -> Any:
+                if used not in val_map:
+                    raise RuntimeError(f"copy of {user.name}: its input {used.name} was not copied")
+                return val_map[used]
+
             if node.op == "output":
-                value = map_arg(node.args[0], val_map.__getitem__)
+                value = map_arg(node.args[0], copied) if node.args else None
                 return (value, node) if return_output_node else value
-            val_map[node] = self.node_copy(node, val_map.__getitem__)
+            val_map[node] = self.node_copy(node, copied)
         return None
 
     def _copy_all(self, source: Graph) -> None:

@@ -133,6 +133,7 @@ class GraphModule(Module):
 
     def _python_forward(self) -> MethodType:
         """`code` as a bound method: what tracing runs, since the run loop itself takes no proxies."""
+        self.graph._verify()  # Python would say of a node used before it is defined only that a local is unbound
         code = self.python_code()
         names: dict[str, Any] = dict(code.globals)
         exec(compile(code.src, f"<code of {self.class_name}>", "exec"), names)  # noqa: S102

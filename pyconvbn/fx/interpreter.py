@@ -136,7 +136,9 @@ class Interpreter:
         return target(*args, **kwargs)
 
     def call_method(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """`args[0].target(*args[1:], **kwargs)`."""
+        """`args[0].target(*args[1:], **kwargs)`; `RuntimeError` without `args[0]`."""
+        if not args:
+            raise RuntimeError(f"call_method {target!r} needs the object as its first argument")
         receiver, *rest = args
         return getattr(receiver, target)(*rest, **kwargs)
 
@@ -146,7 +148,7 @@ class Interpreter:
 
     def output(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the graph returns."""
-        return args[0]
+        return args[0] if args else None
 
     # -- helpers of those --
 

@@ -140,6 +140,8 @@ def _deepcopy(self: Node, memo: dict[Any, Any]) -> Node:
 
     if self._erased:
         raise RuntimeError(f"node '{self}' was erased from its graph")
+    if self.op == "root":
+        raise RuntimeError("the root of a graph is copied with the graph only")
     graph = deepcopy(self.graph, memo)
     copies = memo.setdefault(("pyconvbn.fx", id(self.graph)), {})
     if self not in copies:

@@ -80,6 +80,8 @@ class _Propagation:
         for node in nodes:
             try:
                 self.found[node] = self.result(node)
+            except MemoryError:
+                raise
             except Exception as error:
                 words = str(error)
                 if not words.startswith(f"node {node.name}:"):
@@ -222,6 +224,7 @@ def shape_prop(gm: GraphModule, *example_shapes: Any) -> GraphModule:
         ValueError: a node's shapes cannot work, or running it failed; the message starts with the node's name, the
             cause is chained. The graph is then as it was.
         TypeError: an example that is no shape; more examples than placeholders.
+        RuntimeError: the graph is not well-formed (`Graph.lint`), or what was run erased nodes of it.
 
     Example:
         >>> import pyconvbn
@@ -231,6 +234,7 @@ def shape_prop(gm: GraphModule, *example_shapes: Any) -> GraphModule:
         >>> [node.meta["tensor_meta"].shape for node in gm.graph.nodes][-1]
         (1, 8, 30, 30)
     """
+    gm.graph._verify()
     nodes = list(gm.graph.nodes)
     before = [(node, _core.op_tensor(node)) for node in nodes]
     work = _Propagation(gm, example_shapes)
@@ -241,12 +245,15 @@ def shape_prop(gm: GraphModule, *example_shapes: Any) -> GraphModule:
         )
     try:
         work.run(nodes)
+        metas = [_describe(work.found[node]) for node in nodes]
+        if any(node._erased for node in nodes):
+            raise RuntimeError("gm: what shape_prop ran erased nodes of the graph")
     except BaseException:
         for node, tensor in before:
-            _core.op_set_tensor(node, tensor)
+            if not node._erased:  # by what was run
+                _core.op_set_tensor(node, tensor)
         raise
-    for node in nodes:
-        meta = _describe(work.found[node])
+    for node, meta in zip(nodes, metas, strict=True):
         if meta is None:
             node.meta.pop("tensor_meta", None)
         else:
