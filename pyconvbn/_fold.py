@@ -15,7 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from . import _core
-from ._modules import check_bn, is_torch, read_bn, read_conv
+from ._modules import ConvRecord, check_bn, is_torch, read_bn, read_conv
 from .errors import FoldError
 
 __all__ = [
@@ -133,6 +133,16 @@ def fuse_bn_conv_weights(
     return _like_parameters(folded, conv_w, conv_b)
 
 
+def _fold_record(record: ConvRecord, bn: Any) -> tuple[_Array, _Array]:
+    """(W', b') of a convolution or linear module and the BatchNorm module behind it."""
+    weight, bias, mean, var, eps = read_bn(bn)
+    if record.nd == 0:
+        return _core.fold_linear_bn(record.weight, record.bias, mean, var, eps, weight, bias)
+    return _core.fold_conv_bn(
+        record.weight, record.bias, mean, var, eps, weight, bias, record.transposed, record.groups
+    )
+
+
 _ATOMS = frozenset({type(None), bool, int, float, str})
 
 
@@ -195,14 +205,7 @@ def _fuse_modules(module: Any, bn: Any, what: str, transpose: bool | None) -> An
             f"still changes; call {what}.eval()",
             "CONV_TRAINING",
         )
-    weight, bias, mean, var, eps = read_bn(bn)
-    if record.nd == 0:
-        folded = _core.fold_linear_bn(record.weight, record.bias, mean, var, eps, weight, bias)
-    else:
-        folded = _core.fold_conv_bn(
-            record.weight, record.bias, mean, var, eps, weight, bias, record.transposed, record.groups
-        )
-    return _fused_copy(module, folded, what)
+    return _fused_copy(module, _fold_record(record, bn), what)
 
 
 def fuse_conv_bn_eval(conv: Any, bn: Any, transpose: bool | None = None) -> Any:

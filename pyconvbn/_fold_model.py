@@ -60,7 +60,10 @@ def fold(
     if inputs is not None:
         from .fx.shape_prop import shape_prop
 
-        shape_prop(result, *(tuple(array.shape) for array in inputs))
+        # On a copy of its own: what has no shape rule is run, and may write what the graph holds.
+        measured = _pass_fuse._copy(before)
+        shape_prop(measured, *(tuple(array.shape) for array in inputs))
+        result.graph = measured.graph
     folded, report = passes.fuse_conv_bn(result, skip=skip, strict=strict, inplace=True)
     if verify:
         from ._verify import verify as run_verify

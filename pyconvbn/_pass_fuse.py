@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core, nn
-from ._fold import _fused_copy, _like_parameters
-from ._modules import read_bn, read_conv
+from ._fold import _fold_record, _fused_copy, _like_parameters
+from ._modules import read_conv
 from .errors import FoldError
+from .nn.parameter import as_ndarray
 from .report import FoldReport, FoldRow
 
 _Array = NDArray[Any]
@@ -58,6 +59,12 @@ def _resolve(root: Any, target: str) -> Any:
     return found
 
 
+def _named(nodes: dict[str, Any], name: str) -> Any:
+    if name not in nodes:  # an attribute of a module may run anything
+        raise RuntimeError(f"gm: its node {name!r} went away while the pass was reading the modules")
+    return nodes[name]
+
+
 # ---- deciding and computing ------------------------------------------------------------------------------------------
 
 
@@ -67,25 +74,46 @@ class _Refused(Exception):
         self.reason, self.hint = reason, hint
 
 
-def _finite(*arrays: _Array) -> None:
-    if not all(np.isfinite(a).all() for a in arrays):
+def _peaks(weight: _Array, transposed: bool, groups: int) -> _Array:
+    """The largest absolute value among the weights of each output channel."""
+    if not transposed:
+        return np.abs(weight.reshape(len(weight), -1)).max(axis=1, initial=0)
+    split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return np.abs(split).max(axis=(1, 3), initial=0).ravel()
+
+
+def _representable(
+    folded: tuple[_Array, _Array], weight: Any, gamma: Any, beta: Any, transposed: bool, groups: int
+) -> None:
+    """Refuses what the convolution's dtype cannot hold.
+
+    That is values beyond its largest, and channels whose weights all become so small that they lose their bits, though
+    what the BatchNorm puts out (about its weight, around its bias) would not.
+    """
+    if not all(np.isfinite(a).all() for a in folded):
         raise _Refused("NONFINITE_FOLD")
+    limits = np.finfo(folded[0].dtype)
+    small = _peaks(folded[0], transposed, groups) < limits.smallest_normal / 4
+    if not small.any():
+        return
+    small &= _peaks(as_ndarray(weight, "weight"), transposed, groups) > 0
+    scale = 1.0 if gamma is None else np.abs(np.asarray(as_ndarray(gamma, "weight"), np.float64))
+    shift = 0.0 if beta is None else np.abs(np.asarray(as_ndarray(beta, "bias"), np.float64))
+    if (small & (scale >= limits.smallest_normal) & (scale > limits.eps * shift)).any():
+        hint = f"a channel's folded weights are below what {folded[0].dtype} holds with all its bits: fold in float32"
+        raise _Refused("NONFINITE_FOLD", hint)
 
 
 def _fold_modules(conv: Any, bn: Any) -> _Folded:
     record = read_conv(conv)
-    weight, bias, mean, var, eps = read_bn(bn)
-    if record.nd == 0:
-        folded = _core.fold_linear_bn(record.weight, record.bias, mean, var, eps, weight, bias)
-    else:
-        folded = _core.fold_conv_bn(
-            record.weight, record.bias, mean, var, eps, weight, bias, record.transposed, record.groups
-        )
-    _finite(*folded)
+    folded = _fold_record(record, bn)
+    _representable(folded, record.weight, bn.weight, bn.bias, record.transposed, record.groups)
     try:
         module = _fused_copy(conv, folded, "conv")
     except Exception as error:
         raise _Refused("WEIGHT_SHARED", f"{type(conv).__name__} cannot be copied: {error}") from error
+    if isinstance(module, nn.Module) and (record.nd > 0 or len(bn.running_mean) > 1):
+        module.input_ndim = record.nd + 2  # the axes for which the fold is right; others are refused at the call
     return _Folded(module, *folded, owners=(conv, bn))
 
 
@@ -111,7 +139,7 @@ def _fold_functions(gm: Any, conv: Any, bn: Any, cache: dict[Any, _Folded]) -> _
             folded = _core.fold_linear_bn(w, b, mean, var, eps, gamma, beta)
         else:
             folded = _core.fold_conv_bn(w, b, mean, var, eps, gamma, beta, transposed, groups)
-        _finite(*folded)
+        _representable(folded, w, gamma, beta, transposed, groups)
         source = conv_args["weight"]
         stem = source.target.replace(".", "_") if hasattr(source, "target") else f"{conv.name}_weight"
         cache[key] = _Folded(None, *_like_parameters(folded, w, b), owners=tuple(arrays), stem=stem)
@@ -129,7 +157,7 @@ def plan(gm: Any, skip: tuple[str, ...]) -> Plan:
         if row.outcome == "kept":
             continue
         assert row.conv is not None
-        bn, conv = nodes[row.node], nodes[row.conv]
+        bn, conv = _named(nodes, row.node), _named(nodes, row.conv)
         try:
             if row.form == "module":
                 modules = _resolve(gm, conv.target), _resolve(gm, bn.target)
@@ -155,32 +183,72 @@ def plan(gm: Any, skip: tuple[str, ...]) -> Plan:
 # ---- copying ---------------------------------------------------------------------------------------------------------
 
 
+class _Memory:
+    """Bytes of somebody else's, as NumPy's array interface describes them."""
+
+    def __init__(self, start: int, length: int) -> None:
+        self.__array_interface__ = {"data": (start, True), "shape": (length,), "typestr": "|u1", "version": 3}
+
+
+def _bounds(a: _Array) -> tuple[int, int]:
+    """Where its memory begins and ends."""
+    lo = hi = a.__array_interface__["data"][0]
+    for size, stride in zip(a.shape, a.strides):
+        lo, hi = lo + min(0, (size - 1) * stride), hi + max(0, (size - 1) * stride)
+    return lo, hi + a.itemsize
+
+
 def _copy(gm: Any) -> Any:
-    """A deep copy in which arrays that were views of one memory still are."""
+    """A deep copy, of the arrays in arguments too, in which arrays that shared memory still do."""
+    from .fx.node import map_aggregate
+
+    arrays = [value for module in gm.modules() for value in vars(module).values() if isinstance(value, np.ndarray)]
+    literals: dict[int, _Array] = {}
+
+    def collect(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            literals[id(value)] = value
+        return value
+
+    for node in gm.graph.nodes:
+        map_aggregate((node.args, node.kwargs), collect)
     memo: dict[int, Any] = {}
-    groups: dict[int, list[_Array]] = {}
-    bases: dict[int, _Array] = {}
-    for module in gm.modules():
-        for value in list(vars(module).values()):
-            if not isinstance(value, np.ndarray):
-                continue
-            base = value
-            while isinstance(base.base, np.ndarray):
-                base = base.base
-            bases[id(base)] = base
-            groups.setdefault(id(base), []).append(value)
-    for key, members in groups.items():
-        if len({id(a) for a in members}) > 1:
-            _copy_views(bases[key], members, memo)
-    return copy.deepcopy(gm, memo)
+    for members in _overlapping([*arrays, *literals.values()]):
+        _copy_views(members, memo)
+    result = copy.deepcopy(gm, memo)
+    if literals:
+        twins = {key: memo[key] if key in memo else copy.deepcopy(array, memo) for key, array in literals.items()}
+        for node in result.graph.nodes:
+            node.args = map_aggregate(node.args, lambda value: twins.get(id(value), value))
+            node.kwargs = map_aggregate(node.kwargs, lambda value: twins.get(id(value), value))
+    return result
 
 
-def _copy_views(base: _Array, members: list[_Array], memo: dict[int, Any]) -> None:
-    flat = base if base.flags.c_contiguous else base.T
-    if not flat.flags.c_contiguous or base.dtype.hasobject:
-        return
-    memory = np.frombuffer(bytearray(flat.tobytes()), np.uint8)
-    start = base.__array_interface__["data"][0]
+def _overlapping(arrays: list[_Array]) -> Iterator[list[_Array]]:
+    """Groups of different arrays whose memory overlaps."""
+    distinct = {id(a): a for a in arrays if a.size and not a.dtype.hasobject}
+    spans = sorted(((*_bounds(a), key) for key, a in distinct.items()), key=lambda span: span[:2])
+    group: list[_Array] = []
+    end = 0
+    for lo, hi, key in spans:
+        if lo >= end:
+            if len(group) > 1:
+                yield group
+            group = []
+        group.append(distinct[key])
+        end = max(end, hi)
+    if len(group) > 1:
+        yield group
+
+
+def _copy_views(members: list[_Array], memo: dict[int, Any]) -> None:
+    """Twins of the members in one copy of their memory (each lies in one allocation, so all between is theirs)."""
+    bounds = [_bounds(a) for a in members]
+    start, end = min(lo for lo, _ in bounds), max(hi for _, hi in bounds)
+    room = np.empty(end - start + 64, np.uint8)
+    skip = (start - room.__array_interface__["data"][0]) % 64  # aligned as the original is
+    memory = room[skip : skip + end - start]
+    memory[...] = np.asarray(_Memory(start, end - start))
     for view in members:
         offset = view.__array_interface__["data"][0] - start
         twin: _Array = np.ndarray(view.shape, view.dtype, memory, offset, view.strides)
@@ -241,7 +309,14 @@ class _Changes:
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         old = getattr(owner, name, _MISSING)
-        self._undo.append(lambda: delattr(owner, name) if old is _MISSING else setattr(owner, name, old))
+
+        def back() -> None:
+            if old is not _MISSING:
+                setattr(owner, name, old)
+            elif hasattr(owner, name):  # not if setting it was what failed
+                delattr(owner, name)
+
+        self._undo.append(back)
         _set(owner, name, value)
 
     def delete(self, owner: Any, name: str) -> None:
@@ -282,7 +357,7 @@ class _Editor:
     def __init__(self, gm: Any, folds: list[_Fold]) -> None:
         self.gm, self.graph, self.changes = gm, gm.graph, _Changes()
         nodes = {node.name: node for node in gm.graph.nodes}
-        self.folds = [(nodes[f.bn], nodes[f.conv], f.folded) for f in folds]
+        self.folds = [(_named(nodes, f.bn), _named(nodes, f.conv), f.folded) for f in folds]
         self.slots = _Slots(gm)
         self.freed: list[tuple[Any, str]] = []  # (owner, name) that may have lost its last user
         self.names: dict[int, Any] = {}  # id of a _Folded -> target(s) of what it became
@@ -371,12 +446,12 @@ def fuse(gm: Any, skip: tuple[str, ...], strict: bool, inplace: bool) -> tuple[A
 
     A failure, also of `strict`, leaves `gm` as it was.
     """
-    result, rows, editors = gm, dict[str, FoldRow](), list[_Editor]()
+    result, rows, editors = gm, dict[tuple[str, str | None], FoldRow](), list[_Editor]()
     snapshot = gm.graph._snapshot() if inplace else None
     try:
         while True:
             step = plan(result, skip)
-            rows.update((row.node, row) for row in step.report)
+            rows.update(((row.node, row.target), row) for row in step.report)
             if not step.folds:
                 break
             if result is gm and not inplace:

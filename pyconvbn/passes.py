@@ -107,7 +107,8 @@ def fuse_conv_bn(
     How many axes a value has decides whether a BatchNorm's axis 1 is the channel axis. A linear layer is folded only
     when its output is known to be 2-D: run `fx.shape_prop(gm, example)` before (a 3-D output whose axis 1 happens to
     have as many entries would give wrong numbers). A convolution's input is taken to have a batch axis unless shapes
-    are known to say otherwise.
+    are known to say otherwise. A folded module refuses inputs of another number of axes (`ValueError`): a fold that would
+    be wrong for them is not silent.
 
     Args:
         gm: the graph.

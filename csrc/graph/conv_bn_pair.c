@@ -2,17 +2,8 @@
 /* The questions are asked in the order of CBN_FOLD_REASONS; the first answered with a reason ends the interview. */
 #include "graph/conv_bn_priv.h"
 
-#include "base/cbn_alloc.h"
-
 #include <math.h>
 #include <string.h>
-
-static bool keep(cbn_pair_context *c, cbn_fold_reason reason, cbn_node_id blocking, const char *hint) {
-    c->pair->reason = (uint8_t)reason;
-    c->pair->blocking = blocking;
-    c->pair->hint = hint;
-    return true;
-}
 
 /* Runs a question that may fail (status) or end the interview (true). */
 #define ASK(expr)                                                                                                      \
@@ -173,7 +164,6 @@ static bool ask_users(cbn_pair_context *c) {
 /* Axes of the convolution's output; -1: not known. */
 static const cbn_tensor_meta *output_meta(const cbn_pair_context *c) {
     const cbn_tensor_meta *t = cbn_graph_node(c->g, c->conv.id)->tensor;
-    if (t == NULL && !c->pair->tuple) t = cbn_graph_node(c->g, c->bn.id)->tensor;
     return t != NULL && t->ndim >= 0 ? t : NULL;
 }
 
@@ -352,7 +342,7 @@ static bool ask_last(cbn_pair_context *c) {
     return used == 0 && keep(c, CBN_REASON_BN_OUTPUT_UNUSED, 0, NULL);
 }
 
-static cbn_status interview(cbn_pair_context *c) {
+cbn_status cbn_pair_interview(cbn_pair_context *c) {
     const cbn_value *input = NULL;
     ASK(ask_bn_mode(c, &ask_done_));
     if (ask_bn_form(c, &input)) return CBN_OK;
@@ -365,120 +355,5 @@ static cbn_status interview(cbn_pair_context *c) {
     ASK(ask_finite(c, &ask_done_));
     if (ask_last(c)) return CBN_OK;
     c->pair->reason = CBN_REASON_OK;
-    return CBN_OK;
-}
-
-/* ---- all pairs of a graph ---- */
-
-static cbn_conv_bn_pair *add_pair(cbn_pair_list *list, cbn_error *err) {
-    if (list->count == list->capacity) {
-        const int capacity = list->capacity == 0 ? 16 : 2 * list->capacity;
-        cbn_conv_bn_pair *v = cbn_alloc_array((size_t)capacity, sizeof *v);
-        if (v == NULL) {
-            if (cbn_fail_memory(err, "the list of BatchNorms", (size_t)capacity * sizeof *v) != CBN_OK) return NULL;
-        }
-        if (list->count > 0) memcpy(v, list->v, (size_t)list->count * sizeof *v);
-        cbn_free(list->v);
-        list->v = v;
-        list->capacity = capacity;
-    }
-    return &list->v[list->count++];
-}
-
-static cbn_status visit(cbn_pair_context *c, cbn_node_id id, cbn_pair_list *list) {
-    const cbn_node *n = cbn_graph_node(c->g, id);
-    bool bn = false, tuple = false;
-    if (n->op == CBN_NODE_CALL_MODULE) {
-        CBN_TRY(cbn_layer_read_module(c, id, &c->bn));
-        bn = c->bn.m.kind == CBN_MODULE_BATCH_NORM;
-    } else if (n->op == CBN_NODE_CALL_FUNCTION) {
-        c->bn.family = cbn_node_family(c, n);
-        c->bn.id = id;
-        c->bn.module = false;
-        tuple = c->bn.family == CBN_FAMILY_BATCH_NORM_TUPLE;
-        bn = tuple || c->bn.family == CBN_FAMILY_BATCH_NORM;
-    }
-    if (!bn) return CBN_OK;
-    c->pair = add_pair(list, c->err);
-    if (c->pair == NULL) return CBN_NO_MEMORY;
-    const uint8_t form = c->bn.module ? CBN_FORM_MODULE : CBN_FORM_FUNCTIONAL; /* or aten: known when bound */
-    *c->pair = (cbn_conv_bn_pair){.bn = id, .form = form, .tuple = tuple};
-    return interview(c);
-}
-
-static cbn_status find_all(cbn_pair_context *c, cbn_pair_list *list) {
-    if (c->host->only != 0) return visit(c, c->host->only, list);
-    for (cbn_node_id id = cbn_graph_first(c->g); id != 0; id = cbn_graph_next(c->g, id)) CBN_TRY(visit(c, id, list));
-    return CBN_OK;
-}
-
-cbn_status cbn_pairs_find(cbn_graph *g, const cbn_pass_host *host, cbn_pair_purpose purpose, cbn_pair_list *out,
-                          cbn_error *err) {
-    *out = (cbn_pair_list){0};
-    cbn_pair_context c;
-    memset(&c, 0, sizeof c);
-    c.g = g;
-    c.vt = cbn_graph_host(g);
-    c.host = host;
-    c.purpose = purpose;
-    c.err = err;
-    for (int i = 0; i < CBN_TARGET_CACHE; i++) c.cache.target[i] = CBN_STR_NONE;
-    cbn_graph_lock(g);
-    const cbn_status status = find_all(&c, out);
-    cbn_graph_unlock(g);
-    cbn_effects_free(c.effects);
-    return status;
-}
-
-void cbn_pairs_free(cbn_pair_list *list) {
-    cbn_free(list->v);
-    *list = (cbn_pair_list){0};
-}
-
-static cbn_str name_of(const cbn_graph *g, cbn_node_id id) {
-    return id == 0 ? CBN_STR_NONE : cbn_graph_node(g, id)->name;
-}
-
-/* What one pass over the output and back costs; -1 when the shape is not known. */
-static void savings(const cbn_graph *g, const cbn_conv_bn_pair *p, cbn_fold_row *row) {
-    row->bytes_saved = row->flops_saved = -1;
-    const cbn_tensor_meta *t = cbn_graph_node(g, p->conv)->tensor;
-    if (t == NULL && !p->tuple) t = cbn_graph_node(g, p->bn)->tensor;
-    if (t == NULL || t->ndim < 0) return;
-    int64_t elements = 1;
-    for (int i = 0; i < t->ndim; i++) {
-        if (__builtin_mul_overflow(elements, t->shape[i], &elements)) return;
-    }
-    int64_t bytes;
-    if (elements > INT64_MAX / 2 || __builtin_mul_overflow(2 * elements, (int64_t)t->itemsize, &bytes)) return;
-    row->bytes_saved = bytes;
-    row->flops_saved = 2 * elements;
-}
-
-cbn_status cbn_pairs_report(const cbn_graph *g, const cbn_pair_list *list, cbn_fold_outcome good,
-                            cbn_fold_report *report, cbn_error *err) {
-    *report = (cbn_fold_report){0};
-    report->rows = cbn_alloc_array((size_t)list->count, sizeof *report->rows);
-    if (report->rows == NULL) return cbn_fail_memory(err, "a fold report", (size_t)list->count * sizeof *report->rows);
-    report->count = list->count;
-    for (int i = 0; i < list->count; i++) {
-        const cbn_conv_bn_pair *p = &list->v[i];
-        const cbn_node *bn = cbn_graph_node(g, p->bn);
-        const bool fine = p->reason == CBN_REASON_OK;
-        cbn_fold_row *row = &report->rows[i];
-        *row = (cbn_fold_row){.bn_name = bn->name,
-                              .bn_target = bn->op == CBN_NODE_CALL_MODULE ? bn->target.u.str : CBN_STR_NONE,
-                              .conv_name = name_of(g, p->conv),
-                              .blocking_name = name_of(g, p->blocking),
-                              .new_name = CBN_STR_NONE,
-                              .bn = p->bn,
-                              .conv = p->conv,
-                              .form = p->form,
-                              .outcome = (uint8_t)(fine ? good : CBN_OUTCOME_KEPT),
-                              .reason = p->reason,
-                              .hint = p->hint,
-                              .run_time_rule = fine && p->run_time_rule};
-        if (fine) savings(g, p, row);
-    }
     return CBN_OK;
 }

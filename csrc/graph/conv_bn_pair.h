@@ -18,6 +18,7 @@ typedef struct cbn_conv_bn_pair {
     uint8_t reason;       /* cbn_fold_reason */
     bool run_time_rule, tuple;
     const char *hint; /* static, or NULL */
+    cbn_str inside;   /* path of a BatchNorm inside a module that `bn` calls as a whole; CBN_STR_NONE: `bn` is one */
 } cbn_conv_bn_pair;
 
 typedef struct cbn_pair_list {

@@ -53,6 +53,15 @@ typedef struct cbn_pair_context {
     cbn_target_cache cache;
 } cbn_pair_context;
 
+/* Gives c->pair its reason to stay; true. */
+CBN_INLINE bool keep(cbn_pair_context *c, cbn_fold_reason reason, cbn_node_id blocking, const char *hint) {
+    c->pair->reason = (uint8_t)reason;
+    c->pair->blocking = blocking;
+    c->pair->hint = hint;
+    return true;
+}
+/* Asks every question about the BatchNorm in c->bn; c->pair has the answer. */
+CBN_NODISCARD cbn_status cbn_pair_interview(cbn_pair_context *c);
 /* m.kind is what the node's module is; OTHER when it is no module call or cannot be found. */
 CBN_NODISCARD cbn_status cbn_layer_read_module(cbn_pair_context *c, cbn_node_id id, cbn_layer *out);
 /* Binds an operator call; *fits false when the arguments do not fit the schema (the call itself would raise too). */

@@ -123,6 +123,7 @@ size_t cbn_graph_bytes(const cbn_graph *g) {
 
 uint64_t cbn_graph_version(const cbn_graph *g) { return g->version; }
 void cbn_graph_lock(cbn_graph *g) { g->locked++; }
+bool cbn_graph_locked(const cbn_graph *g) { return g->locked > 0; }
 
 void cbn_graph_unlock(cbn_graph *g) {
     assert(g->locked);

@@ -111,6 +111,7 @@ uint64_t cbn_graph_version(const cbn_graph *g);
  * code may run (equal, describe). */
 void cbn_graph_lock(cbn_graph *g);
 void cbn_graph_unlock(cbn_graph *g);
+bool cbn_graph_locked(const cbn_graph *g);
 
 /* ---- strings and names (graph_names.c) --------------------------------------------------------------------------- */
 CBN_NODISCARD cbn_status cbn_graph_intern(cbn_graph *g, const char *s, size_t len, cbn_str *out, cbn_error *err);
@@ -211,7 +212,8 @@ void cbn_graph_iter_end(cbn_graph_iter *it);
 typedef struct cbn_graph_snapshot cbn_graph_snapshot;
 CBN_NODISCARD cbn_status cbn_graph_snapshot_take(cbn_graph *g, cbn_graph_snapshot **out, cbn_error *err);
 /* Back to the state of the snapshot (which is consumed). Cannot fail. Nodes keep their (id, generation); nodes created
- * since are stale; generations and names used since are not given out again. */
+ * since are stale; generations and names used since are not given out again. On a locked graph, which cannot have
+ * changed since a snapshot taken while it was locked, it only drops the snapshot. */
 void cbn_graph_snapshot_restore(cbn_graph *g, cbn_graph_snapshot *s);
 void cbn_graph_snapshot_drop(cbn_graph *g, cbn_graph_snapshot *s); /* NULL is fine */
 

@@ -104,6 +104,10 @@ void cbn_graph_snapshot_drop(cbn_graph *g, cbn_graph_snapshot *s) {
 }
 
 void cbn_graph_snapshot_restore(cbn_graph *g, cbn_graph_snapshot *s) {
+    if (g->locked) { /* a pass inside a pass: it could change nothing, and the outer one has pointers into the state */
+        cbn_graph_snapshot_drop(g, s);
+        return;
+    }
     unlink_snapshot(g, s);
     const cbn_graph_state now = g->s;
     g->s = s->state;

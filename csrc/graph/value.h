@@ -62,6 +62,9 @@ typedef struct cbn_host_vtable {
     cbn_status (*module)(cbn_host h, cbn_module_info *out, cbn_error *err);
     /* Calls fn for each array a module holds (parameters and buffers, submodules included). */
     cbn_status (*module_arrays)(cbn_host h, cbn_status (*fn)(cbn_host array, void *arg), void *arg, cbn_error *err);
+    /* Calls fn for each BatchNorm inside a module, with its path below it. NULL: nobody looks. */
+    cbn_status (*batch_norms)(cbn_host h, cbn_status (*fn)(cbn_host bn, const char *path, void *arg), void *arg,
+                              cbn_error *err);
 } cbn_host_vtable;
 
 /* ---- values ------------------------------------------------------------------------------------------------------ */

@@ -32,6 +32,8 @@ cbn_status cbn_py_host_resolve(cbn_host root, const char *target, cbn_host *out,
 cbn_status cbn_py_host_module(cbn_host h, cbn_module_info *out, cbn_error *err);
 cbn_status cbn_py_host_module_arrays(cbn_host h, cbn_status (*fn)(cbn_host array, void *arg), void *arg,
                                      cbn_error *err);
+cbn_status cbn_py_host_batch_norms(cbn_host h, cbn_status (*fn)(cbn_host bn, const char *path, void *arg), void *arg,
+                                   cbn_error *err);
 
 /* The process's op table (py_ops.c), with the callables registered so far. NULL only before module init. */
 cbn_op_table *cbn_py_op_table(void);

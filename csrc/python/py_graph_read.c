@@ -157,6 +157,7 @@ typedef struct snapshot_object {
     PyObject_HEAD
     cbn_graph_object *graph;
     cbn_graph_snapshot *snapshot; /* NULL: used */
+    uint64_t version;             /* of the graph when it was taken */
 } snapshot_object;
 
 static PyObject *snapshot(cbn_graph_object *self, PyObject *unused) {
@@ -171,6 +172,7 @@ static PyObject *snapshot(cbn_graph_object *self, PyObject *unused) {
         return cbn_py_graph_raise((PyObject *)self, status, &err);
     }
     s->graph = (cbn_graph_object *)Py_NewRef((PyObject *)self);
+    s->version = cbn_graph_version(self->graph);
     return (PyObject *)s;
 }
 
@@ -184,6 +186,10 @@ static PyObject *restore(cbn_graph_object *self, PyObject *obj) {
     if (s->graph != self || s->snapshot == NULL) {
         PyErr_SetString(PyExc_RuntimeError, s->snapshot == NULL ? "snapshot: it was restored already"
                                                                 : "snapshot: it belongs to another graph");
+        return NULL;
+    }
+    if (cbn_graph_locked(self->graph) && s->version != cbn_graph_version(self->graph)) {
+        PyErr_SetString(PyExc_RuntimeError, "the graph cannot be changed while a pass is reading it");
         return NULL;
     }
     cbn_graph_snapshot *state = s->snapshot;

@@ -82,4 +82,5 @@ const cbn_host_vtable cbn_py_host_vtable = {
     .resolve = cbn_py_host_resolve,
     .module = cbn_py_host_module,
     .module_arrays = cbn_py_host_module_arrays,
+    .batch_norms = cbn_py_host_batch_norms,
 };

@@ -6,6 +6,8 @@
 #include "python/py_host_hold.h"
 #include "python/py_host_pure.h"
 
+#include <math.h>
+
 /* X(identifier, attribute) */
 #define ATTRIBUTES(X)                                                                                                  \
     X(training, "training")                                                                                            \
@@ -353,6 +355,33 @@ static int stays_pure(PyObject *obj, const class_facts *cls) {
     return !impure; /* ours keep the flag `inplace`, but never write their input */
 }
 
+/* Is the pending exception about an attribute that is not there or makes no sense? */
+static bool is_about_an_attribute(void) {
+    return PyErr_ExceptionMatches(PyExc_AttributeError) || PyErr_ExceptionMatches(PyExc_TypeError) ||
+           PyErr_ExceptionMatches(PyExc_OverflowError);
+}
+
+/* A BatchNorm stays one whatever has become of eps and num_features: they get values that no pass accepts. */
+static int describe_batch_norm(PyObject *obj, PyObject *dict, bool plain, cbn_module_info *out) {
+    if (parameter(obj, dict, names.running_mean, plain, &out->mean) < 0) return -1;
+    if (parameter(obj, dict, names.running_var, plain, &out->var) < 0) return -1;
+    out->frozen_bn = !out->training && out->mean != NULL && out->var != NULL;
+    PyObject *eps = attribute(obj, dict, names.eps, plain);
+    out->eps = eps == NULL ? -1.0 : PyFloat_AsDouble(eps);
+    Py_XDECREF(eps);
+    if (PyErr_Occurred()) {
+        if (!is_about_an_attribute()) return -1;
+        PyErr_Clear();
+        out->eps = NAN;
+    }
+    if (integer(obj, dict, names.num_features, plain, &out->channels) < 0) {
+        if (!is_about_an_attribute()) return -1;
+        PyErr_Clear();
+        out->channels = -1;
+    }
+    return 0;
+}
+
 static int describe_module(PyObject *obj, const class_facts *cls, cbn_module_info *out) {
     PyObject *dict = instance_dict(obj);
     const bool plain = cls->plain;
@@ -369,15 +398,7 @@ static int describe_module(PyObject *obj, const class_facts *cls, cbn_module_inf
         if (integer(obj, dict, names.groups, plain, &out->groups) < 0) return -1;
         return integer(obj, dict, names.out_channels, plain, &out->channels);
     }
-    if (parameter(obj, dict, names.running_mean, plain, &out->mean) < 0) return -1;
-    if (parameter(obj, dict, names.running_var, plain, &out->var) < 0) return -1;
-    out->frozen_bn = !out->training && out->mean != NULL && out->var != NULL;
-    PyObject *eps = attribute(obj, dict, names.eps, plain);
-    if (eps == NULL) return -1;
-    out->eps = PyFloat_AsDouble(eps);
-    Py_DECREF(eps);
-    if (out->eps == -1.0 && PyErr_Occurred()) return -1;
-    return integer(obj, dict, names.num_features, plain, &out->channels);
+    return describe_batch_norm(obj, dict, plain, out);
 }
 
 cbn_status cbn_py_host_module(cbn_host h, cbn_module_info *out, cbn_error *err) {
@@ -396,13 +417,43 @@ cbn_status cbn_py_host_module(cbn_host h, cbn_module_info *out, cbn_error *err) 
     out->pure = status == 0 && !out->hooked;
     if (status == 0) return CBN_OK;
     /* A module whose __init__ did not run, or with attributes that make no sense, is no layer that we know. */
-    if (!PyErr_ExceptionMatches(PyExc_AttributeError) && !PyErr_ExceptionMatches(PyExc_TypeError) &&
-        !PyErr_ExceptionMatches(PyExc_OverflowError)) {
-        return CBN_HOST_ERROR;
-    }
+    if (!is_about_an_attribute()) return CBN_HOST_ERROR;
     PyErr_Clear();
     *out = (cbn_module_info){.kind = CBN_MODULE_OTHER, .nd = -1};
     return CBN_OK;
+}
+
+/* ---- BatchNorms inside a module ---- */
+
+/* fn for one (path, module) of named_modules(). */
+static cbn_status offer(PyObject *item, cbn_status (*fn)(cbn_host bn, const char *path, void *arg), void *arg) {
+    PyObject *path, *module;
+    class_facts cls;
+    if (!PyArg_ParseTuple(item, "OO:named_modules", &path, &module)) return CBN_HOST_ERROR;
+    if (!class_facts_of(Py_TYPE(module), &cls)) return CBN_HOST_ERROR;
+    const char *text = cls.kind == CBN_MODULE_BATCH_NORM ? PyUnicode_AsUTF8(path) : "";
+    if (text == NULL) return CBN_HOST_ERROR;
+    return *text == '\0' ? CBN_OK : fn(module, text, arg);
+}
+
+cbn_status cbn_py_host_batch_norms(cbn_host h, cbn_status (*fn)(cbn_host bn, const char *path, void *arg), void *arg,
+                                   cbn_error *err) {
+    (void)err;
+    if (!names_get()) return CBN_HOST_ERROR;
+    PyObject *modules = PyObject_CallMethod((PyObject *)h, "named_modules", NULL);
+    PyObject *list = modules == NULL ? NULL : PySequence_List(modules);
+    Py_XDECREF(modules);
+    if (list == NULL) { /* no module, or one whose __init__ did not run */
+        if (!is_about_an_attribute()) return CBN_HOST_ERROR;
+        PyErr_Clear();
+        return CBN_OK;
+    }
+    cbn_status status = CBN_OK;
+    for (Py_ssize_t i = 0; status == CBN_OK && i < PyList_GET_SIZE(list); i++) {
+        status = offer(PyList_GET_ITEM(list, i), fn, arg);
+    }
+    Py_DECREF(list);
+    return status;
 }
 
 /* ---- dotted names ---- */

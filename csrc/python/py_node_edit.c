@@ -118,6 +118,8 @@ static int commit(cbn_node_object *self, cbn_py_values *a) {
         moved = status == CBN_OK;
         if (!moved) cbn_py_raise(status, &err);
         result = moved ? 0 : -1;
+        /* The shape found for other arguments says nothing any more. */
+        if (moved) (void)!cbn_graph_set_tensor(self->graph->graph, self->id, NULL, NULL);
     }
     cbn_py_values_done(a, moved);
     cbn_py_graph_flush_if(self->graph);

@@ -154,6 +154,8 @@ class _ToAten:
 
     def _map(self, value: Any) -> Any:
         if hasattr(value, "all_input_nodes"):  # a Node
+            if value not in self.env:  # lint was content: an attribute of a module has edited the graph since
+                raise RuntimeError(f"gm: node {value.name!r} has no value yet; the graph changed while it was read")
             return self.env[value]
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*(self._map(item) for item in value))

@@ -86,6 +86,13 @@ class Graph(_core.Graph):
         """The nodes in order."""
         return NodeList(self)
 
+    def __len__(self) -> int:
+        """How many nodes there are."""
+        return len(self.nodes)
+
+    def __bool__(self) -> bool:
+        return True  # a graph without nodes is a graph
+
     def placeholder(
         self, name: str, type_expr: Any | None = None, default_value: Any = inspect.Signature.empty
     ) -> Node:

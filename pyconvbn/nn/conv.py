@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .. import functional as F
 from .init import check_int, check_ints, init_weight_and_bias
+from .linear import check_input_ndim
 from .module import Module
 
 _IntOrSeq = int | Sequence[int]
@@ -23,6 +24,8 @@ class _ConvNd(Module):
     transposed: bool
     weight: NDArray[Any]
     bias: NDArray[Any] | None
+    #: number of axes the input must have; set where a BatchNorm was folded in
+    input_ndim: int | None = None
 
     def _setup(
         self, in_channels: int, out_channels: int, kernel_size: _IntOrSeq, stride: _IntOrSeq,
@@ -138,6 +141,8 @@ class _Conv(_ConvNd):
 
     def forward(self, input: Any) -> NDArray[Any]:
         """Convolve `input`; the errors are those of the functional operator."""
+        if self.input_ndim is not None:
+            check_input_ndim(self, input)
         padding = self.padding
         if self.padding_mode != "zeros":
             amounts = self._pad_amounts()
@@ -231,6 +236,8 @@ class _ConvTranspose(_ConvNd):
 
     def forward(self, input: Any, output_size: _IntOrSeq | None = None) -> NDArray[Any]:
         """Transposed convolution, of the given spatial `output_size` if there is one."""
+        if self.input_ndim is not None:
+            check_input_ndim(self, input)
         extra = self.output_padding
         if output_size is not None:
             extra = self.output_padding_for(input.shape, output_size)

@@ -6,11 +6,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .. import functional as F
 from .init import check_int, init_weight_and_bias
 from .module import Module
+
+
+def check_input_ndim(module: Any, input: Any) -> None:
+    """A layer with a BatchNorm folded in is right for inputs of one number of axes only: with another, axis 1 of the
+    output, which the BatchNorm normalised, was not the axis of the features."""
+    if np.ndim(input) != module.input_ndim:
+        raise ValueError(
+            f"input: expected {module.input_ndim} axes, got {np.ndim(input)}: a BatchNorm is folded into this "
+            f"{type(module).__name__}, which is exact for batched input of that many axes only"
+        )
 
 
 class Linear(Module):
@@ -24,6 +35,8 @@ class Linear(Module):
 
     weight: NDArray[Any]
     bias: NDArray[Any] | None
+    #: number of axes the input must have; set where a BatchNorm was folded in
+    input_ndim: int | None = None
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, *, dtype: Any = None
@@ -38,6 +51,8 @@ class Linear(Module):
 
     def forward(self, input: Any) -> NDArray[Any]:
         """Apply to the last axis of `input`."""
+        if self.input_ndim is not None:
+            check_input_ndim(self, input)
         return F.linear(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:

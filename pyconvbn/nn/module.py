@@ -137,7 +137,7 @@ class Module:
     def _own(self, kind: str) -> Iterator[tuple[str, Any]]:
         """Own members of one kind in registration order, None included."""
         for name, member_kind in list(self._kinds.items()):
-            if member_kind == kind:
+            if member_kind == kind and name in self.__dict__:  # not removed since the walk began
                 yield name, self.__dict__[name]
 
     def named_children(self) -> Iterator[tuple[str, Module]]:

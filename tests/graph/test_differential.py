@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import pyconvbn
+from pyconvbn import functional as F
 from pyconvbn import fx, passes
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -91,6 +94,100 @@ def test_random_networks(block: int, apply: Any, dtype: Any) -> None:
             raise
         for key, value in net.state_dict().items():
             assert np.array_equal(value, state[key]), f"seed {seed}: the user's {key} was changed"
+
+
+@pytest.mark.parametrize("apply", [efficient, passes.fuse_conv_bn], ids=["efficient", "fuse"])
+def test_aten_form(apply: Any) -> None:
+    """The same networks as ATen operators: one row for each BatchNorm, the same results, nothing left to do."""
+    done = 0
+    for seed in SEEDS[::5]:
+        net = RandomNet(seed)
+        x = net.example(np.random.default_rng(seed + 1))
+        gm = fx.to_aten(fx.symbolic_trace(net), [x.shape])
+        names = [n.name for n in gm.graph.nodes if "batch_norm" in getattr(n.target, "__name__", "")]
+        reference, plain = net.reference(x), run(net, x)
+        result, report = apply(gm)
+        result.graph.lint()
+        assert [row.node for row in report] == names, seed
+        assert_as_good(run(result, x), plain, reference, f"seed {seed}\n{report}")
+        # one form for all: a function after a module is no obstacle any more
+        assert len(report) - report.counts.get("kept", 0) >= net.expected_fused(chains=apply is not efficient), seed
+        done += len(report) - report.counts.get("kept", 0)
+        assert all(row.outcome == "kept" for row in apply(result)[1])
+    assert done > 100
+
+
+def insert_writers(gm: Any, rng: np.random.Generator) -> int:
+    """Nodes that write what convolutions and BatchNorms read, anywhere; how many."""
+    modules = dict(gm.named_modules())
+    nodes = [n for n in gm.graph.nodes if n.op not in ("placeholder", "output")]
+    count = 0
+    for before in [nodes[int(i)] for i in rng.integers(0, len(nodes), 3)]:
+        layer = nodes[int(rng.integers(len(nodes)))]
+        with gm.graph.inserting_before(before):
+            if rng.random() < 0.3:  # an activation: any value made before
+                made = list(gm.graph.nodes)
+                value = made[int(rng.integers(made.index(before)))]
+                if value.op == "get_attr" or value.target is operator.setitem:  # the latter gives None
+                    continue
+            elif layer.op == "call_module":
+                module = modules[layer.target]
+                names = ("weight", "bias", "running_mean", "running_var")
+                held = [name for name in names if getattr(module, name, None) is not None]
+                if not held:
+                    continue
+                value = gm.graph.get_attr(f"{layer.target}.{rng.choice(held)}")
+            else:
+                read = [n for n in layer.all_input_nodes if n.op == "get_attr"]
+                if not read:
+                    continue
+                value = gm.graph.get_attr(read[int(rng.integers(len(read)))].target)
+            how = int(rng.integers(4))
+            if how == 0:
+                gm.graph.call_function(operator.imul, (value, 1.25))
+            elif how == 1:
+                gm.graph.call_function(F.relu, (gm.graph.call_function(operator.add, (value, 0.5)),), {"out": value})
+            elif how == 2:
+                gm.graph.call_function(operator.setitem, (value, 0, 0.75))
+            else:
+                gm.graph.call_method("__iadd__", (gm.graph.call_method("reshape", (value, -1)), 0.25))
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("apply", [efficient, passes.fuse_conv_bn], ids=["efficient", "fuse"])
+def test_graphs_that_write_their_parameters(apply: Any) -> None:
+    """Writers anywhere; the graph as it was, run node by node, is the truth."""
+    writers = done = 0
+    for seed in SEEDS[::2]:
+        net = RandomNet(seed)
+        x = net.example(np.random.default_rng(seed + 1))
+        gm = fx.symbolic_trace(net)
+        rng = np.random.default_rng(seed + 2)
+        writers += insert_writers(gm, rng)
+        gm.graph.lint()
+        names = bn_nodes(gm)
+        truth = outputs_of(copy.deepcopy(gm)(x.copy()))
+        result, report = apply(copy.deepcopy(gm))
+        result.graph.lint()
+        assert sorted(row.node for row in report) == sorted(names), seed
+        for got, want in zip(outputs_of(copy.deepcopy(result)(x.copy())), truth, strict=True):
+            scale = max(1.0, float(np.max(np.abs(want))))
+            what = f"seed {seed}\n{report}\n{gm.graph}"
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-8 * scale, err_msg=what)
+        done += len(report) - report.counts.get("kept", 0)
+    assert writers > 200 and done > 100
+
+
+def test_the_verifier_agrees() -> None:
+    """What both passes did to the networks is no less exact than it was, in the verifier's words too."""
+    for seed in SEEDS[::10]:
+        net = RandomNet(seed, np.float32)
+        gm = fx.symbolic_trace(net)
+        x = net.example(np.random.default_rng(seed + 1))
+        for result in (passes.fuse_conv_bn(gm)[0], efficient(copy.deepcopy(gm))[0]):
+            verdict = pyconvbn.verify(gm, result, (x,))
+            assert verdict.ok, f"seed {seed}\n{verdict}"
 
 
 def test_the_generator_makes_what_it_should() -> None:

@@ -445,3 +445,10 @@ def test_stub(name: str) -> None:
         wanted = [(a.arg, None) for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]][1:]
         got = [(p.name, None) for p in inspect.signature(found).parameters.values()][1:]
         assert got == wanted, function
+
+
+def test_length() -> None:
+    graph = fx.Graph()
+    assert len(graph) == 0 and graph, "an empty graph is not false"
+    graph.output(graph.placeholder("x"))
+    assert len(graph) == len(graph.nodes) == 2

@@ -144,10 +144,10 @@ def test_half_made_modules() -> None:
         else:
             object.__setattr__(broken, name, value)
         assert verdicts(broken, norm)[0] == "NOT_CONV"
-    for name, value in [("eps", "small"), ("num_features", 2.5)]:
+    for name, value, reason in [("eps", "small", "UNSUPPORTED_BN_OP"), ("num_features", 2.5, "CHANNEL_MISMATCH")]:
         broken = nn.BatchNorm2d(3).eval()
         object.__setattr__(broken, name, value)
-        assert verdicts(conv, broken) == ("no BatchNorm", "no BatchNorm")
+        assert verdicts(conv, broken) == (reason, reason)
     assert verdicts(conv, object.__new__(nn.BatchNorm2d)) == ("no BatchNorm", "no BatchNorm")
     for value in (3, "mean", [1.0, 2.0, 3.0]):
         broken = nn.BatchNorm2d(3).eval()
