@@ -245,7 +245,13 @@ static cbn_status numbered(cbn_graph *g, cbn_str base, uint64_t number, cbn_str 
     CBN_TRY(buffer_take(&b, len + sizeof digits, err));
     memcpy(b.p, text, len);
     memcpy(b.p + len, digits + n, sizeof digits - n);
-    const cbn_status st = cbn_graph_intern(g, b.p, len + sizeof digits - n, out, err);
+    const size_t whole = len + sizeof digits - n;
+    const cbn_status st = cbn_graph_intern(g, b.p, whole, out, err);
+    /* The next name of this base comes soon, and in a large graph its place in the table is in no cache. */
+    if (st == CBN_OK && b.p[whole - 1] != '9') {
+        b.p[whole - 1]++;
+        __builtin_prefetch(&g->strings.table[hash_text(b.p, whole) & g->strings.table_mask], 1);
+    }
     buffer_drop(&b);
     return st;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The effects analysis for Python: one analysis for a list of questions. */
+#include "python/py_ops.h"
+
 #include "graph/effects.h"
 #include "python/py_host_hold.h"
-#include "python/py_ops.h"
 
 /* None is 0: no bound. */
 static bool optional_node(PyObject *graph, PyObject *node, const char *name, cbn_node_id *out) {

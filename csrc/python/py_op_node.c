@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* What the op table says about the nodes of a graph. */
+#include "python/py_ops.h"
+
 #include "graph/graph_shape.h"
 #include "python/py_host_hold.h"
-#include "python/py_ops.h"
 
 #include <string.h>
 

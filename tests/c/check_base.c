@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #endif
 #include "check.h"
+#include "base/cbn_alloc.h"
 #include "base/cbn_status.h"
 #include "cpu/cbn_cpu.h"
 #include "threads/cbn_parallel.h"

@@ -122,3 +122,11 @@ def test_headers_are_guarded(path: Path) -> None:
     template = path.name.endswith("_tmpl.h") or path.name == "isa_body.h"
     guard = re.search(r"#ifndef (CBN_\w+_H)\n#define \1\n", path.read_text())
     assert bool(guard) != template, f"{name(path)}: {'no guard expected' if template else 'guard missing'}"
+
+
+def test_python_comes_first() -> None:
+    """Python.h sets feature macros of the system headers, so nothing may include one of those before it."""
+    for path in SOURCES:
+        if folder(path) == "python":
+            found = includes(path)
+            assert not found or found[0].startswith("python/"), f"{name(path)} includes {found[0]} first"
