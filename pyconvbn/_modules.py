@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
 from .errors import FoldError
 
@@ -64,7 +64,7 @@ def read_conv(module: Any, argument: str = "conv") -> ConvRecord:
 
 def _per_axis(value: Any, nd: int) -> tuple[int, ...]:
     """As the constructor makes it; whoever assigns the attribute later may write one number for all axes."""
-    return (int(value),) * nd if isinstance(value, SupportsIndex) else tuple(value)
+    return (int(value),) * nd if hasattr(value, "__index__") else tuple(value)
 
 
 def check_bn(module: Any, argument: str = "bn") -> None:

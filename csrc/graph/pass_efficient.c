@@ -175,8 +175,8 @@ static cbn_status rewrite(rewriter *r, const cbn_conv_bn_pair *p) {
 }
 
 static cbn_status rewrite_all(rewriter *r, const cbn_pair_list *pairs, cbn_fold_report *report) {
-    cbn_graph_snapshot *snapshot;
-    CBN_TRY(cbn_graph_snapshot_take(r->g, &snapshot, r->err));
+    cbn_graph_snapshot *snapshot = NULL;
+    if (!r->host->caller_restores) CBN_TRY(cbn_graph_snapshot_take(r->g, &snapshot, r->err));
     r->anchor = cbn_graph_insert_anchor(r->g, &r->after);
     cbn_status status = intern_all(r);
     for (int i = 0; status == CBN_OK && i < pairs->count; i++) {
@@ -189,7 +189,7 @@ static cbn_status rewrite_all(rewriter *r, const cbn_pair_list *pairs, cbn_fold_
         if (r->after) cbn_graph_set_insert_after(r->g, r->anchor);
         else cbn_graph_set_insert_point(r->g, r->anchor);
         cbn_graph_snapshot_drop(r->g, snapshot);
-    } else {
+    } else if (snapshot != NULL) {
         cbn_graph_snapshot_restore(r->g, snapshot);
     }
     return status;

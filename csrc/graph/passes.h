@@ -12,6 +12,7 @@ typedef struct cbn_pass_host {
     cbn_host decomposed;     /* efficient_conv_bn_eval_decomposed */
     const char *const *skip; /* names or glob patterns (* and ?) of nodes or module targets to leave alone */
     int nskip;
+    bool caller_restores; /* the caller has a snapshot and goes back to it when anything fails: the pass takes none */
     cbn_node_id only; /* this node alone, if it is a BatchNorm; 0: the whole graph */
     /* Are the scales gamma/sqrt(var + eps) finite in the dtype of `weight`, and the shifts finite? bn: gamma, beta,
      * mean, var, the first two may be NULL. NULL function: not asked. Host code may run. */

@@ -223,7 +223,9 @@ static cbn_host root_of(PyObject *root) { return root == Py_None ? NULL : root; 
 static PyObject *pass_efficient(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
     (void)self;
     if (!cbn_py_nargs("pass_efficient", nargs, 6)) return NULL;
-    cbn_pass_host host = {.root = root_of(args[1]), .efficient = args[2], .decomposed = args[3]};
+    /* pyconvbn/passes.py has a snapshot, because making the report may fail too. */
+    cbn_pass_host host = {
+        .root = root_of(args[1]), .efficient = args[2], .decomposed = args[3], .caller_restores = true};
     if (args[5] != Py_None && !cbn_py_node_get(args[0], args[5], "only", &host.only)) return NULL;
     return run_report_pass(cbn_pass_efficient, args[0], args[4], &host);
 }
