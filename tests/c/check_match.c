@@ -236,7 +236,8 @@ static void random_pattern(cbn_graph *pattern, cbn_graph *replacement) {
 CHECK_TEST(match_random_rounds) {
     static char before[65536], after[65536];
     const size_t blocks = live_blocks();
-    const int rounds = check_under("valgrind") ? 100 : 2000;
+    enum { MANY = 2000 };
+    const int rounds = check_under("valgrind") ? 100 : MANY;
     int replaced_all = 0, cycles = 0;
     for (int r = 0; r < rounds; r++) {
         cbn_graph *g = random_graph((int)check_range(3, 40)), *pattern = new_graph(), *replacement = new_graph();
@@ -265,5 +266,6 @@ CHECK_TEST(match_random_rounds) {
         cbn_graph_release(g);
     }
     CHECK_MSG(live_blocks() == blocks, "%zu blocks, not %zu", live_blocks(), blocks);
-    CHECK_MSG(replaced_all > rounds / 2 && cycles > 0, "%d replaced, %d cycles", replaced_all, cycles);
+    /* Cycles are rare: a short run may meet none. */
+    CHECK_MSG(replaced_all > rounds / 2 && (cycles > 0 || rounds < MANY), "%d replaced, %d cycles", replaced_all, cycles);
 }
