@@ -39,8 +39,8 @@ PyObject *cbn_py_op_bind(PyObject *graph, cbn_node_id id) {
     return dict;
 }
 
-/* The graph (new reference) and id of a Node. */
-static PyObject *node_of(PyObject *node, cbn_node_id *id) {
+/* The graph (new reference, and its C side) and id of a Node. */
+static PyObject *node_of(PyObject *node, cbn_graph **g, cbn_node_id *id) {
     PyObject *graph = PyObject_GetAttrString(node, "graph");
     if (graph == NULL) {
         if (PyErr_ExceptionMatches(PyExc_AttributeError)) {
@@ -48,14 +48,15 @@ static PyObject *node_of(PyObject *node, cbn_node_id *id) {
         }
         return NULL;
     }
-    if (!cbn_py_node_get(graph, node, "node", id)) Py_CLEAR(graph);
+    if (!cbn_py_node_get(graph, node, "node", id) || (*g = cbn_py_graph_get(graph, "graph")) == NULL) Py_CLEAR(graph);
     return graph;
 }
 
 static PyObject *op_bind(PyObject *module, PyObject *node) {
     (void)module;
+    cbn_graph *g;
     cbn_node_id id;
-    PyObject *graph = node_of(node, &id);
+    PyObject *graph = node_of(node, &g, &id);
     if (graph == NULL) return NULL;
     PyObject *result = cbn_py_op_bind(graph, id);
     Py_DECREF(graph);
@@ -65,21 +66,18 @@ static PyObject *op_bind(PyObject *module, PyObject *node) {
 static PyObject *op_impure(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
     if (!cbn_py_nargs("op_impure", nargs, 2)) return NULL;
+    cbn_graph *g;
     cbn_node_id id;
-    PyObject *graph = node_of(args[0], &id);
+    PyObject *graph = node_of(args[0], &g, &id);
     if (graph == NULL) return NULL;
-    cbn_graph *g = cbn_py_graph_get(graph, "graph");
-    PyObject *result = NULL;
-    if (g != NULL) {
-        bool impure;
-        cbn_error err;
-        cbn_graph_lock(g);
-        cbn_py_host_hold_begin();
-        const cbn_status status = cbn_node_impure(g, id, args[1] == Py_None ? NULL : args[1], &impure, &err);
-        cbn_py_host_hold_end();
-        cbn_graph_unlock(g);
-        result = status == CBN_OK ? PyBool_FromLong(impure) : cbn_py_graph_raise(graph, status, &err);
-    }
+    bool impure;
+    cbn_error err;
+    cbn_graph_lock(g);
+    cbn_py_host_hold_begin();
+    const cbn_status status = cbn_node_impure(g, id, args[1] == Py_None ? NULL : args[1], &impure, &err);
+    cbn_py_host_hold_end();
+    cbn_graph_unlock(g);
+    PyObject *result = status == CBN_OK ? PyBool_FromLong(impure) : cbn_py_graph_raise(graph, status, &err);
     Py_DECREF(graph);
     return result;
 }
@@ -119,31 +117,29 @@ static bool tensor_from_object(PyObject *obj, cbn_tensor_meta *out) {
 static PyObject *op_infer_shape(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     (void)module;
     if (!cbn_py_nargs("op_infer_shape", nargs, 2)) return NULL;
+    cbn_graph *g;
     cbn_node_id id;
-    PyObject *graph = node_of(args[0], &id);
+    PyObject *graph = node_of(args[0], &g, &id);
     if (graph == NULL) return NULL;
-    cbn_graph *g = cbn_py_graph_get(graph, "graph");
-    PyObject *result = NULL;
-    if (g != NULL) {
-        bool known;
-        cbn_error err;
-        cbn_py_host_hold_begin();
-        const cbn_status status = cbn_graph_infer_shape(g, id, args[1] == Py_None ? NULL : args[1], &known, &err);
-        cbn_py_host_hold_end();
-        if (status != CBN_OK) result = cbn_py_graph_raise(graph, status, &err);
-        else result = tensor_object(known ? cbn_graph_node(g, id)->tensor : NULL);
-    }
+    PyObject *result;
+    bool known;
+    cbn_error err;
+    cbn_py_host_hold_begin();
+    const cbn_status status = cbn_graph_infer_shape(g, id, args[1] == Py_None ? NULL : args[1], &known, &err);
+    cbn_py_host_hold_end();
+    if (status != CBN_OK) result = cbn_py_graph_raise(graph, status, &err);
+    else result = tensor_object(known ? cbn_graph_node(g, id)->tensor : NULL);
     Py_DECREF(graph);
     return result;
 }
 
 static PyObject *op_tensor(PyObject *module, PyObject *node) {
     (void)module;
+    cbn_graph *g;
     cbn_node_id id;
-    PyObject *graph = node_of(node, &id);
+    PyObject *graph = node_of(node, &g, &id);
     if (graph == NULL) return NULL;
-    cbn_graph *g = cbn_py_graph_get(graph, "graph");
-    PyObject *result = g == NULL ? NULL : tensor_object(cbn_graph_node(g, id)->tensor);
+    PyObject *result = tensor_object(cbn_graph_node(g, id)->tensor);
     Py_DECREF(graph);
     return result;
 }
@@ -153,16 +149,13 @@ static PyObject *op_set_tensor(PyObject *module, PyObject *const *args, Py_ssize
     if (!cbn_py_nargs("op_set_tensor", nargs, 2)) return NULL;
     cbn_tensor_meta meta;
     if (args[1] != Py_None && !tensor_from_object(args[1], &meta)) return NULL;
+    cbn_graph *g;
     cbn_node_id id;
-    PyObject *graph = node_of(args[0], &id);
+    PyObject *graph = node_of(args[0], &g, &id);
     if (graph == NULL) return NULL;
-    cbn_graph *g = cbn_py_graph_get(graph, "graph");
-    PyObject *result = NULL;
-    if (g != NULL) {
-        cbn_error err;
-        const cbn_status status = cbn_graph_set_tensor(g, id, args[1] == Py_None ? NULL : &meta, &err);
-        result = status == CBN_OK ? Py_NewRef(Py_None) : cbn_py_graph_raise(graph, status, &err);
-    }
+    cbn_error err;
+    const cbn_status status = cbn_graph_set_tensor(g, id, args[1] == Py_None ? NULL : &meta, &err);
+    PyObject *result = status == CBN_OK ? Py_NewRef(Py_None) : cbn_py_graph_raise(graph, status, &err);
     Py_DECREF(graph);
     return result;
 }
