@@ -76,6 +76,49 @@ typedef struct cbn_conv_dw_args {
     int64_t od0, od1, oh0, oh1;
 } cbn_conv_dw_args;
 
+/* ---- Winograd convolution in five steps ----
+ * L is the table's `lanes`. Between the steps channels lie in lanes: "a vector" is L floats, one for each of L
+ * neighbouring channels, 64-byte aligned buffers. An axis of a tile has n points and m outputs, which makes it
+ * F(m, n - m + 1); n = 1 (m = 1: the axis is left alone), 4 (points 0, 1, -1, inf) or 6 (points 0, +-5/8, +-3/2, inf).
+ * With points p_i: outputs y_a = sum_i p_i^a M_i, where inf gives M to the last output alone; weights
+ * U_i = sum_b p_i^b g_b / prod_{j != i} (p_i - p_j), where inf takes the last tap (ops/wino_matrix.h);
+ * inputs V = B^T d, which depends on n only. */
+typedef struct cbn_wino_in_args {
+    int nh, nw;           /* points of the vertical and the horizontal axis */
+    const float *row[6];  /* nh rows of ncols vectors, as lanes_gather makes them; may repeat */
+    int64_t ncols;
+    int64_t ntiles;
+    const int32_t *col;   /* [ntiles] first column of each tile: any order, any overlap */
+    int64_t step;         /* columns from one input of a tile to the next; all of them are < ncols */
+    float *tmp;           /* nh*ncols vectors of scratch */
+    float *v;             /* point (i, j) of tile t goes to v + (i*nw + j)*v_xi + t*L */
+    int64_t v_xi;
+} cbn_wino_in_args;
+
+/* m[t*m_t + j*m_v + c] (+)= sum over k < nk of v[(k/L)*v_b + t*L + k%L] * u[k*nv*L + j*L + c]
+ * for t < np tiles, j < nv vectors of output channels, c < L. Channels are summed `chunk` at a time (a multiple of L,
+ * as is nk) and these sums added up in order, which keeps rounding errors small when there are many. */
+typedef struct cbn_wino_gemm_args {
+    const float *v;
+    int64_t v_b;
+    const float *u;
+    int64_t nk, chunk;
+    float *m;
+    int64_t m_t, m_v;
+    bool add; /* m holds earlier sums; false: what m holds is ignored */
+} cbn_wino_gemm_args;
+
+typedef struct cbn_wino_out_args {
+    int nh, nw, mh, mw;
+    const float *m; /* point (i, j) of tile t at m + t*m_t + (i*nw + j)*L */
+    int64_t m_t;
+    int64_t ntiles;
+    const int32_t *col; /* [ntiles] column of each tile's first output */
+    int64_t step;       /* columns from one output of a tile to the next */
+    float *o;           /* output (i, j) of tile t goes to o + i*o_row + (col[t] + j*step)*L */
+    int64_t o_row;
+} cbn_wino_out_args;
+
 /* Activations that are more than a clamp. Both use the same formula as pyconvbn.functional. */
 typedef enum {
     CBN_ACT_NONE, CBN_ACT_RELU, CBN_ACT_RELU6, CBN_ACT_LEAKY_RELU, CBN_ACT_SIGMOID, CBN_ACT_HARDTANH,
@@ -88,6 +131,16 @@ typedef enum {
     X(conv_oc, (int np, int nv, const cbn_conv_oc_args *a))                                        \
     X(conv_px, (const cbn_conv_px_args *a))                                                        \
     X(conv_dw, (const cbn_conv_dw_args *a))                                                        \
+    /* s[c*L + l] = x[l*x_c + x0 + c] where 0 <= x0 + c < w and l < nch, else 0; for c < n, l < L. Reads inside the row  \
+     * only. */                                                                                    \
+    X(lanes_gather, (float *s, const float *x, int64_t x_c, int nch, int64_t x0, int64_t n, int64_t w)) \
+    X(wino_in, (const cbn_wino_in_args *a))                                                        \
+    /* np in 1..oc_np, nv in 1..2 */                                                               \
+    X(wino_gemm, (int np, int nv, const cbn_wino_gemm_args *a))                                    \
+    X(wino_out, (const cbn_wino_out_args *a))                                                      \
+    /* y[l*y_c + c] = clamp(s[c*L + l] + bias[l] [+ residual[l*y_c + c]]) for c < n, l < nch; *nonfinite becomes true (and  \
+     * is never set to false) when one of these s is Inf or NaN */                                 \
+    X(lanes_scatter, (float *y, int64_t y_c, int nch, const float *s, int64_t n, const cbn_epilogue_args *e, bool *nonfinite)) \
     /* y[i] = act(x[i]; a, b) for i < n; y == x is allowed. a, b: leaky slope; hardtanh bounds. */ \
     X(unary, (cbn_act act, float a, float b, float *y, const float *x, int64_t n))                 \
     /* y[i] = x[i]*scale + shift, y == x allowed */                                                \

@@ -7,6 +7,7 @@
 #include "kernels/conv_oc_tmpl.h"
 #include "kernels/conv_px_tmpl.h"
 #include "kernels/conv_dw_tmpl.h"
+#include "kernels/wino_tmpl.h"
 #include "kernels/vec_tmpl.h"
 #include "kernels/peak_tmpl.h"
 

@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "base/cbn_alloc.h"
+#include "ops/conv_cost.h"
 #include "ops/conv_plan.h"
 #include "threads/cbn_parallel.h"
 
@@ -111,6 +112,10 @@ static cbn_status depthwise_run(const cbn_conv_desc *d, const cbn_conv_context *
     return CBN_OK;
 }
 
+static double depthwise_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx) {
+    return cbn_cost_fma(ctx->kernels, cbn_cost_real_fmas(d), 0.5);
+}
+
 static void depthwise_destroy(void *state) { cbn_free(state); }
 
 static size_t depthwise_state_bytes(const void *state) {
@@ -138,6 +143,7 @@ static void depthwise_describe(const cbn_conv_desc *d, const cbn_conv_context *c
 const cbn_conv_impl cbn_conv_depthwise = {
     .name = "depthwise",
     .supports = depthwise_supports,
+    .cost = depthwise_cost,
     .prepare = depthwise_prepare,
     .run = depthwise_run,
     .destroy = depthwise_destroy,

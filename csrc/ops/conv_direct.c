@@ -23,6 +23,7 @@
 #include "base/cbn_alloc.h"
 #include "base/cbn_checked.h"
 #include "cpu/cbn_cpu.h"
+#include "ops/conv_cost.h"
 #include "ops/conv_direct_priv.h"
 #include "threads/cbn_parallel.h"
 
@@ -174,6 +175,10 @@ static void weights_pack(const direct_state *s, const cbn_conv_desc *d, const fl
             }
         }
     }
+}
+
+static double direct_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx) {
+    return cbn_cost_fma(ctx->kernels, cbn_cost_real_fmas(d), 0.88);
 }
 
 static void direct_destroy(void *state) {
@@ -388,6 +393,7 @@ static void direct_describe(const cbn_conv_desc *d, const cbn_conv_context *ctx,
 const cbn_conv_impl cbn_conv_direct = {
     .name = "direct",
     .supports = direct_supports,
+    .cost = direct_cost,
     .prepare = direct_prepare,
     .run = direct_go,
     .destroy = direct_destroy,

@@ -15,13 +15,9 @@
 #include <string.h>
 #include <time.h>
 
-/* The first that supports a problem gets it; the last accepts everything. */
-const cbn_conv_impl *const cbn_plan_impls[CBN_PLAN_NIMPLS] = {
-    &cbn_conv_depthwise,
-    &cbn_conv_pointwise,
-    &cbn_conv_direct,
-    &cbn_conv_ref,
-};
+#define CBN_IMPL_ENTRY_(name) &cbn_conv_##name,
+const cbn_conv_impl *const cbn_plan_impls[CBN_PLAN_NIMPLS] = {CBN_CONV_IMPLS(CBN_IMPL_ENTRY_)};
+#undef CBN_IMPL_ENTRY_
 
 /* ---- shapes ---- */
 static void shape_destroy(cbn_plan_shape *s) {
@@ -68,11 +64,18 @@ static void shape_choose(cbn_plan_shape *s, int index, cbn_choice_origin origin)
     atomic_store_explicit(&s->choice, index + (int)origin * CBN_PLAN_NIMPLS, memory_order_release);
 }
 
-static int first_supporting(const cbn_conv_plan *p, const cbn_plan_shape *s) {
+static int cheapest_supporting(const cbn_conv_plan *p, const cbn_plan_shape *s) {
     const char *why_not;
-    int i = 0;
-    while (i < CBN_PLAN_NIMPLS - 1 && !cbn_plan_impls[i]->supports(&s->d, &p->ctx, &why_not)) ++i;
-    return i;
+    int best = CBN_PLAN_NIMPLS - 1;
+    double least = INFINITY;
+    for (int i = 0; i < CBN_PLAN_NIMPLS - 1; ++i) {
+        if (!cbn_plan_impls[i]->supports(&s->d, &p->ctx, &why_not)) continue;
+        const double cost = cbn_plan_impls[i]->cost(&s->d, &p->ctx);
+        if (cost >= least) continue;
+        least = cost;
+        best = i;
+    }
+    return best;
 }
 
 static const void *compute_weights(const cbn_conv_plan *p) { return p->wide_w ? p->wide_w : p->w; }
@@ -84,7 +87,8 @@ static void state_publish(cbn_plan_shape *s, int i, void *state) {
         cbn_plan_impls[i]->destroy(state);
 }
 
-static cbn_status state_ensure(const cbn_conv_plan *p, cbn_plan_shape *s, int i, cbn_error *err) {
+cbn_status cbn_plan_state_ensure(const cbn_conv_plan *p, cbn_plan_shape *s, int i,
+                                 cbn_error *err) {
     if (atomic_load_explicit(&s->state[i], memory_order_acquire)) return CBN_OK;
     void *state = NULL;
     CBN_TRY(cbn_plan_impls[i]->prepare(&s->d, &p->ctx, compute_weights(p), &state, err));
@@ -119,8 +123,8 @@ cbn_status cbn_plan_shape_acquire(cbn_conv_plan *p, const int64_t *in, cbn_plan_
     }
     cbn_plan_shape *s = NULL;
     CBN_TRY(shape_make(p, in, &s, err));
-    const int index = first_supporting(p, s);
-    const cbn_status status = state_ensure(p, s, index, err);
+    const int index = cheapest_supporting(p, s);
+    const cbn_status status = cbn_plan_state_ensure(p, s, index, err);
     if (status != CBN_OK) {
         shape_destroy(s);
         return status;
@@ -179,7 +183,7 @@ cbn_status cbn_plan_create(const cbn_conv_geometry *g, const void *w, const void
     p->g = *g;
     p->opt = *opt;
     if (!p->opt.kernels) p->opt.kernels = cbn_kernels_active();
-    p->ctx = (cbn_conv_context){p->opt.kernels, p->opt.precision};
+    p->ctx = (cbn_conv_context){p->opt.kernels, p->opt.precision, p->opt.borrow};
     set_clamp(p);
     const size_t elem = cbn_dtype_size(g->dtype);
     p->w_elems = (g->transposed ? g->ic : g->oc) * ((g->transposed ? g->oc : g->ic) / g->g);
@@ -251,8 +255,7 @@ cbn_status cbn_plan_force(cbn_conv_plan *p, const int64_t *in, const char *impl,
     while (index < CBN_PLAN_NIMPLS && strcmp(cbn_plan_impls[index]->name, impl) != 0) ++index;
     if (index == CBN_PLAN_NIMPLS)
         return cbn_fail(err, CBN_BAD_VALUE,
-                        "algorithm: expected one of depthwise, pointwise, direct, ref, got '%.40s'",
-                        impl);
+                        "algorithm: expected one of the names explain() lists, got '%.40s'", impl);
     cbn_plan_shape *s;
     CBN_TRY(acquire_kept(p, in, &s, err));
     const char *why_not = NULL;
@@ -260,7 +263,7 @@ cbn_status cbn_plan_force(cbn_conv_plan *p, const int64_t *in, const char *impl,
         return cbn_fail(err, CBN_BAD_VALUE,
                         "algorithm: expected one that supports this shape, got '%s' (%s)", impl,
                         why_not ? why_not : "no reason given");
-    CBN_TRY(state_ensure(p, s, index, err));
+    CBN_TRY(cbn_plan_state_ensure(p, s, index, err));
     shape_choose(s, index, CBN_CHOICE_FORCED);
     return CBN_OK;
 }
@@ -371,7 +374,7 @@ cbn_status cbn_plan_tune(cbn_conv_plan *p, const int64_t *in, cbn_error *err) {
         count += candidate[i];
     }
     if (count > 1) CBN_TRY(tune_measured(p, s, candidate, count, &best, err));
-    CBN_TRY(state_ensure(p, s, best, err));
+    CBN_TRY(cbn_plan_state_ensure(p, s, best, err));
     shape_choose(s, best, CBN_CHOICE_TUNED);
     return CBN_OK;
 }
@@ -386,7 +389,7 @@ static const char *reason_for(const cbn_conv_plan *p, const cbn_plan_shape *s, i
     if (origin == CBN_CHOICE_TUNED)
         return i == CBN_PLAN_NIMPLS - 1 ? "fallback, not measured"
                                         : "tuning kept another algorithm";
-    return "an earlier algorithm of the list accepted";
+    return "another algorithm is estimated to be faster";
 }
 
 cbn_status cbn_plan_explain(cbn_conv_plan *p, int64_t n, const int64_t *in, cbn_plan_report *out,

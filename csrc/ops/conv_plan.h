@@ -13,6 +13,7 @@ typedef enum { CBN_PRECISION_STRICT, CBN_PRECISION_FP32, CBN_PRECISION_FAST } cb
 typedef struct cbn_conv_context {
     const cbn_kernels *kernels;
     cbn_precision precision;
+    bool one_shot; /* the plan serves one call: preparing counts, too */
 } cbn_conv_context;
 
 typedef struct cbn_conv_call {
@@ -23,14 +24,21 @@ typedef struct cbn_conv_call {
     const void *bias;     /* oc entries, never NULL */
     float lo, hi; /* clamp applied at the end (float algorithms); infinities when there is none */
     int max_threads; /* 0: configured */
+    /* One byte an image, zero before. A row that spreads an Inf or NaN over its neighbours sets the byte of each image in
+     * whose result it met one; conv_plan_run.c has such images computed by `direct`, where they stay in place. */
+    uint8_t *redo;
 } cbn_conv_call;
 
-/* One row of the ordered list in conv_plan.c. Rows get descriptions with n = 1: the choice depends
- * on the per-image shape only, so that results do not depend on the batch size. */
+/* One row of the list of algorithms. Rows get descriptions with n = 1: the choice depends on the per-image shape
+ * only, so that results do not depend on the batch size. Of the rows that support a description the one of least
+ * cost is taken, the earlier one when they are equal. */
 typedef struct cbn_conv_impl {
     const char *name;
     /* false: *why_not is a static sentence fragment ("stride is not 1"). */
     bool (*supports)(const cbn_conv_desc *d, const cbn_conv_context *ctx, const char **why_not);
+    /* Estimated clock cycles of one image on one core, from shape, lanes and cache sizes (ops/conv_cost.h); with
+     * ctx->one_shot those of packing the weights are added. Only called when `supports` said yes. */
+    double (*cost)(const cbn_conv_desc *d, const cbn_conv_context *ctx);
     /* Packs w (C-contiguous, d->dtype) and whatever geometry it wants to keep into *state, never
      * NULL on success. w outlives the state, so a row that needs no packing may keep the pointer.
      */
@@ -49,9 +57,21 @@ typedef struct cbn_conv_impl {
     /* true: applies call->lo/hi and call->residual itself; false: conv_plan.c does it afterwards.
      */
     bool fused_epilogue;
+    /* true: an Inf or NaN of the input may reach outputs that do not depend on it; `run` reports such images in
+     * call->redo (then never NULL). */
+    bool spreads_nonfinite;
 } cbn_conv_impl;
 
-extern const cbn_conv_impl cbn_conv_depthwise, cbn_conv_pointwise, cbn_conv_direct, cbn_conv_ref;
+/* The list of algorithms, in the order explain() shows them; the last accepts everything. Adding one is a line here
+ * and a file ops/conv_<name>.c. */
+#define CBN_CONV_IMPLS(X) \
+    X(depthwise)          \
+    X(pointwise)          \
+    X(direct)             \
+    X(ref)
+#define CBN_IMPL_DECL_(name) extern const cbn_conv_impl cbn_conv_##name;
+CBN_CONV_IMPLS(CBN_IMPL_DECL_)
+#undef CBN_IMPL_DECL_
 
 /* ---- the plan (opaque, immutable to its user, safe from many threads) ---- */
 /* Input shapes whose choice and packing a plan keeps; further ones are prepared anew in each call,

@@ -6,7 +6,9 @@
 
 #include <stdatomic.h>
 
-enum { CBN_PLAN_NIMPLS = 4 };
+#define CBN_IMPL_COUNT_(name) CBN_PLAN_##name,
+enum { CBN_CONV_IMPLS(CBN_IMPL_COUNT_) CBN_PLAN_NIMPLS };
+#undef CBN_IMPL_COUNT_
 
 typedef enum { CBN_CHOICE_LISTED, CBN_CHOICE_TUNED, CBN_CHOICE_FORCED } cbn_choice_origin;
 
@@ -44,6 +46,9 @@ extern const cbn_conv_impl *const cbn_plan_impls[CBN_PLAN_NIMPLS];
 CBN_NODISCARD cbn_status cbn_plan_shape_acquire(cbn_conv_plan *p, const int64_t *in,
                                                 cbn_plan_shape **out, cbn_error *err);
 void cbn_plan_shape_release(cbn_plan_shape *s);
+/* Makes the state of row i at need. Thread-safe. */
+CBN_NODISCARD cbn_status cbn_plan_state_ensure(const cbn_conv_plan *p, cbn_plan_shape *s, int i,
+                                               cbn_error *err);
 
 /* Images staged at a time and the scratch this takes (0: nothing is staged), both for a call of n
  * images. */

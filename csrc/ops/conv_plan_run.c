@@ -11,6 +11,7 @@
 #include "threads/cbn_parallel.h"
 
 #include <math.h>
+#include <string.h>
 
 /* Half of what one layer may use as workspace. A single image that needs more gets it. */
 static const int64_t STAGE_BYTES = INT64_C(4) << 20;
@@ -88,22 +89,65 @@ static void narrow(const cbn_conv_plan *p, float *src, void *to, int64_t n) {
     cbn_parallel_for(n, CONVERT_GRAIN, 0, narrow_range, &j);
 }
 
+/* ---- images with an Inf or NaN that an algorithm would spread ---- */
+enum { REDO_HERE = 64 };
+
+static cbn_status redo_images(const cbn_conv_plan *p, cbn_plan_shape *s, cbn_conv_call call,
+                              const uint8_t *redo, cbn_error *err) {
+    const int64_t images = call.n;
+    const size_t elem = cbn_dtype_size(s->d.dtype), x_bytes = (size_t)s->xp_elems * elem,
+                 y_bytes = (size_t)s->y_elems * elem;
+    const char *x = call.x, *residual = call.residual;
+    char *y = call.y;
+    call.n = 1;
+    call.redo = NULL;
+    for (int64_t i = 0; i < images; ++i) {
+        if (!redo[i]) continue;
+        CBN_TRY(cbn_plan_state_ensure(p, s, CBN_PLAN_direct, err));
+        call.x = x + (size_t)i * x_bytes;
+        call.residual = residual ? residual + (size_t)i * y_bytes : NULL;
+        call.y = y + (size_t)i * y_bytes;
+        CBN_TRY(cbn_conv_direct.run(
+            &s->d, &p->ctx, atomic_load_explicit(&s->state[CBN_PLAN_direct], memory_order_acquire),
+            &call, err));
+    }
+    return CBN_OK;
+}
+
+static cbn_status run_algorithm(const cbn_conv_plan *p, cbn_plan_shape *s, int index,
+                                cbn_conv_call *call, cbn_error *err) {
+    const cbn_conv_impl *impl = cbn_plan_impls[index];
+    const void *state = atomic_load_explicit(&s->state[index], memory_order_acquire);
+    if (!impl->spreads_nonfinite) return impl->run(&s->d, &p->ctx, state, call, err);
+    assert(impl->fused_epilogue && cbn_conv_direct.fused_epilogue);
+    uint8_t here[REDO_HERE] = {0}, *redo = here;
+    if (call->n > REDO_HERE) {
+        redo = cbn_scratch_get((size_t)call->n);
+        if (!redo) return cbn_fail_memory(err, "scratch of a convolution", (size_t)call->n);
+        memset(redo, 0, (size_t)call->n);
+    }
+    call->redo = redo;
+    cbn_status status = impl->run(&s->d, &p->ctx, state, call, err);
+    if (status == CBN_OK) status = redo_images(p, s, *call, redo, err);
+    if (redo != here) cbn_scratch_put(redo);
+    return status;
+}
+
 /* ---- one piece ---- */
 /* x, residual and y are in the computation's dtype; x is padded. */
-static cbn_status run_computed(const cbn_conv_plan *p, const cbn_plan_shape *s, const void *x,
+static cbn_status run_computed(const cbn_conv_plan *p, cbn_plan_shape *s, const void *x,
                                int64_t n, const void *residual, void *y, cbn_error *err) {
     const int index = atomic_load_explicit(&s->choice, memory_order_acquire) % CBN_PLAN_NIMPLS;
     const cbn_conv_impl *impl = cbn_plan_impls[index];
-    const void *state = atomic_load_explicit(&s->state[index], memory_order_acquire);
     const bool clamp = impl->fused_epilogue && p->clamps;
-    const cbn_conv_call call = {.x = x,
+    cbn_conv_call call = {.x = x,
                                 .residual = impl->fused_epilogue ? residual : NULL,
                                 .y = y,
                                 .n = n,
                                 .bias = p->wide_b ? p->wide_b : p->b,
                                 .lo = clamp ? p->lo : -INFINITY,
                                 .hi = clamp ? p->hi : INFINITY};
-    CBN_TRY(impl->run(&s->d, &p->ctx, state, &call, err));
+    CBN_TRY(run_algorithm(p, s, index, &call, err));
     const int64_t total = n * s->y_elems, one = 1;
     if (residual && !impl->fused_epilogue)
         CBN_TRY(cbn_binary(s->d.dtype, CBN_BINARY_ADD, 1, &total, y, &one, residual, &one, 1.0, y,
@@ -126,7 +170,7 @@ static cbn_status pad_images(const cbn_conv_plan *p, const cbn_plan_shape *s, co
     return cbn_pad(p->g.dtype, 2 + CBN_MAX_SPATIAL, shape, lo, hi, p->g.pad_mode, 0.0, x, to, err);
 }
 
-static cbn_status run_staged(const cbn_conv_plan *p, const cbn_plan_shape *s, const char *x,
+static cbn_status run_staged(const cbn_conv_plan *p, cbn_plan_shape *s, const char *x,
                              int64_t n, const char *residual, char *y, cbn_error *err) {
     const stage_sizes z = stage_elems(p, s, residual != NULL);
     const int64_t piece = cbn_plan_stage_images(p, s, n, residual != NULL);

@@ -13,6 +13,7 @@
 #include <string.h>
 #include "base/cbn_alloc.h"
 #include "base/cbn_checked.h"
+#include "ops/conv_cost.h"
 #include "ops/conv_plan.h"
 #include "threads/cbn_parallel.h"
 
@@ -61,6 +62,10 @@ static bool pointwise_supports(const cbn_conv_desc *d, const cbn_conv_context *c
     const int64_t least = (strided ? MIN_VECTORS_STRIDED : MIN_VECTORS) * ctx->kernels->lanes;
     if (!*why_not && plane < least) *why_not = "the map is small";
     return !*why_not;
+}
+
+static double pointwise_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx) {
+    return cbn_cost_fma(ctx->kernels, cbn_cost_real_fmas(d), 0.9);
 }
 
 static void pointwise_destroy(void *state) {
@@ -262,6 +267,7 @@ static void pointwise_describe(const cbn_conv_desc *d, const cbn_conv_context *c
 const cbn_conv_impl cbn_conv_pointwise = {
     .name = "pointwise",
     .supports = pointwise_supports,
+    .cost = pointwise_cost,
     .prepare = pointwise_prepare,
     .run = pointwise_go,
     .destroy = pointwise_destroy,
