@@ -178,7 +178,9 @@ static void weights_pack(const direct_state *s, const cbn_conv_desc *d, const fl
 }
 
 static double direct_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx) {
-    return cbn_cost_fma(ctx->kernels, cbn_cost_real_fmas(d), 0.88);
+    const int64_t ocg = d->oc / d->g, lanes = ctx->kernels->lanes;
+    const double filled = (double)ocg / (double)(cbn_ceil_div(ocg, lanes) * lanes);
+    return cbn_cost_fma(ctx->kernels, cbn_cost_real_fmas(d), 0.88 * filled);
 }
 
 static void direct_destroy(void *state) {
