@@ -9,12 +9,11 @@ from problem import EPS, Problem, aligned_empty
 
 
 class Ours:
-    key, title = "ours", "pyconvbn, prepared plan"
-
-    def __init__(self, threads: int, precision: str) -> None:
+    def __init__(self, threads: int, precision: str, key: str = "ours") -> None:
         import pyconvbn
         from pyconvbn import _core
 
+        self.key, self.title = key, f"pyconvbn, prepared plan, precision {precision}"
         self.core, self.testing = _core, _core._testing
         self.pyconvbn, self.precision = pyconvbn, precision
         pyconvbn.set_num_threads(threads)

@@ -107,6 +107,36 @@ def summarize(rows: list[Row]) -> dict[str, Any]:
     }
 
 
+def precisions(rows: list[Row], names: list[str]) -> str:
+    """Speed and accuracy of every precision, layer by layer: ratios to the best peer, then rms errors."""
+    keys = ["ours", *names[1:]]
+    lines = ["precisions: time of the best peer / ours, and rms error / that of one sequential float32 sum",
+             f"{'layer':<8}" + "".join(f" {name + ' x':>9} {'rms':>5} {'algorithm':<13}" for name in names)]
+    ratios: dict[str, list[float]] = {key: [] for key in keys}
+    below: dict[str, list[str]] = {key: [] for key in keys}
+    worst: dict[str, tuple[float, str]] = dict.fromkeys(keys, (0.0, ""))
+    for row in rows:
+        best = row["rivals"].get(row["best_peer"], {}).get("median_us")
+        cells = []
+        for key in keys:
+            result = row["rivals"].get(key, {})
+            ratio = best / result["median_us"] if best and "median_us" in result else None
+            rms = result.get("rms_ratio")
+            if ratio:
+                ratios[key].append(ratio)
+                if ratio < 1:
+                    below[key].append(f"{row['layer']} {ratio:.2f}")
+            if rms is not None:
+                worst[key] = max(worst[key], (rms, row["layer"]))
+            cells.append(f" {_number(ratio, 2):>9} {_number(rms, 2):>5} {row['algorithms'].get(key, ''):<13}")
+        lines.append(f"{row['layer']:<8}" + "".join(cells).rstrip())
+    for key, name in zip(keys, names, strict=True):
+        mean = f"geometric mean {geometric_mean(ratios[key]):.3f}, " if ratios[key] else ""
+        lines.append(f"{name}: {mean}largest rms error {worst[key][0]:.2f} ({worst[key][1]}), below 1.0: "
+                     f"{', '.join(below[key]) or 'none'}")
+    return "\n".join(lines)
+
+
 def summary_text(summary: dict[str, Any], other_load: float, peak: float | None = None) -> str:
     lines = [f"FMA peak over the run: {peak:.1f} GFLOP/s a core"] if peak else []
     if summary["geometric_mean"] is not None:

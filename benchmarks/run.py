@@ -30,7 +30,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads and CPUs (default: 1)")
     parser.add_argument("--isa", metavar="NAME", help="the best ISA pyconvbn may use (avx512, avx2, neon, "
                                                       "scalar); the peers are not restricted")
-    parser.add_argument("--precision", choices=("strict", "fp32", "fast"), default="fp32")
+    parser.add_argument("--precision", type=precisions, default=["fp32"], metavar="LIST",
+                        help="strict, fp32 or fast; of several (comma list) the first is the one in the table, and all are "
+                             "compared below it (default: fp32)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of all rivals (default: 5)")
     parser.add_argument("--slice", type=float, default=15, metavar="MS", help="time of one rival in one round, "
                                                                               "in ms (default: 15)")
@@ -45,6 +47,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if arguments.rounds < 1 or arguments.slice <= 0:
         parser.error("--rounds must be at least 1 and --slice positive")
     return arguments
+
+
+def precisions(text: str) -> list[str]:
+    names = text.split(",")
+    if not set(names) <= {"strict", "fp32", "fast"} or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"expected some of strict, fp32, fast, each once, got {text!r}")
+    return names
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,21 +108,24 @@ def read_shapes(arguments: argparse.Namespace) -> list[Any]:
     return layers
 
 
-def load_ours(arguments: argparse.Namespace, info: dict[str, Any]) -> Any:
-    """Our rival; fills in what the header says about it. ValueError when it can't be had or not with this ISA."""
+def load_ours(arguments: argparse.Namespace, info: dict[str, Any]) -> list[Any]:
+    """pyconvbn in every precision asked for, the first one as `ours`; fills in what the header says about it. ValueError
+    when it can't be had or not with this ISA."""
     try:
         from ours import Ours
 
-        own = Ours(arguments.threads, arguments.precision)
+        owns = [Ours(arguments.threads, precision, precision if number else "ours")
+                for number, precision in enumerate(arguments.precision)]
+        own = owns[0]
     except ImportError as error:
         raise ValueError(f"pyconvbn can't be imported ({error}); `pip install .` first, or use "
                          "--peers-only") from error
     isa = own.core.cpu_info()["isa_active"]
     if arguments.isa and isa != arguments.isa:
         raise ValueError(f"--isa {arguments.isa}: this build on this CPU would use {isa}")
-    info.update(isa=isa, precision=arguments.precision, reuse_out=arguments.out, build=own.core.build_info(),
-                peak_gflops=measure_peak(own.testing, isa))
-    return own
+    info.update(isa=isa, precision=", ".join(arguments.precision), reuse_out=arguments.out,
+                build=own.core.build_info(), peak_gflops=measure_peak(own.testing, isa))
+    return owns
 
 
 def measure_peak(testing: Any, isa: str, best: float = 0.0) -> float:
@@ -133,17 +145,19 @@ def run_layers(arguments: argparse.Namespace, info: dict[str, Any]) -> int:
     import numpy as np
 
     layers = read_shapes(arguments)
-    own = None if arguments.peers_only else load_ours(arguments, info)
+    owns = [] if arguments.peers_only else load_ours(arguments, info)
+    own = owns[0] if owns else None
     names = [] if arguments.own_only or arguments.peers == "none" else (
         list(PEERS) if arguments.peers == "all" else arguments.peers.split(","))
     peers, missing = load_peers(names, arguments.threads)
-    rivals = ([own] if own else []) + list(peers)
+    rivals = [*owns, *peers]
     if not rivals:
         raise ValueError("nobody to time: none of the peers is installed")
     versions = {"numpy": np.__version__}
     for rival in rivals:
         versions.update(rival.versions)
-    info.update(versions=versions, missing=missing, rivals={rival.key: rival.title for rival in rivals})
+    info.update(versions=versions, missing=missing, rivals={rival.key: rival.title for rival in rivals},
+                own=[rival.key for rival in owns])
     text = sys.stderr if arguments.json == "-" else sys.stdout
     print(report.header(info), end="\n\n", file=text, flush=True)
 
@@ -160,17 +174,19 @@ def run_layers(arguments: argparse.Namespace, info: dict[str, Any]) -> int:
         row["peak_percent"] = 100 * real / (peak * arguments.threads) if peak and real else None
     info["other_load"] = load.share()
     summary = report.summarize(rows)
-
-    print(report.table(rows, list(info["rivals"])),
-          report.summary_text(summary, info["other_load"], info.get("peak_gflops")), sep="\n\n", file=text)
+    columns = [name for name in info["rivals"] if name == "ours" or name not in info["own"]]
+    parts = [report.table(rows, columns), report.summary_text(summary, info["other_load"], info.get("peak_gflops"))]
+    if len(owns) > 1:
+        parts.append(report.precisions(rows, arguments.precision))
+    print(*parts, sep="\n\n", file=text)
     write_json(arguments, {"info": info, "arguments": vars(arguments), "layers": rows, "summary": summary})
     if arguments.plot:
         try:
             report.plot(rows, f"{info['cpu']}, {info.get('isa')}, {arguments.threads} thread(s), "
-                              f"precision {arguments.precision}", arguments.plot)
+                              f"precision {arguments.precision[0]}", arguments.plot)
         except ImportError:
             raise ValueError("--plot needs matplotlib") from None
-    return int(any(entry["rival"] == "ours" for entry in summary["failed"]))
+    return int(any(entry["rival"] in info["own"] for entry in summary["failed"]))
 
 
 def measure_layer(layer: Any, rivals: list[Any], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -181,7 +197,7 @@ def measure_layer(layer: Any, rivals: list[Any], arguments: argparse.Namespace) 
 
     problem = make_problem(layer)
     check = make_check(problem)
-    calls, results, algorithm = {}, {}, None
+    calls, results, algorithms, own = {}, {}, {}, {rival.key for rival in rivals if hasattr(rival, "algorithm")}
     for rival in rivals:
         # A rival that breaks must not take the run with it, whatever its library raises.
         try:
@@ -191,20 +207,20 @@ def measure_layer(layer: Any, rivals: list[Any], arguments: argparse.Namespace) 
                 raise AssertionError(f"output shape {y.shape}, expected {layer.output_shape}")
             results[rival.key] = {"rms_ratio": check.rms_ratio(y)}
             calls[rival.key] = call
-            if rival.key == "ours":
-                algorithm = rival.algorithm(layer)
+            if rival.key in own:
+                algorithms[rival.key] = rival.algorithm(layer)
         except Unsupported as error:
             results[rival.key] = {"unsupported": str(error)}
         except Exception as error:
             results[rival.key] = {"failed": f"{type(error).__name__}: {error}",
                                   "wrong": isinstance(error, AssertionError)}
     timings = interleave(calls, rounds=arguments.rounds, slice_seconds=arguments.slice / 1e3,
-                         keep="ours") if calls else {}
+                         keep=own) if calls else {}
     for name, timing in timings.items():
         results[name].update(median_us=timing.median * 1e6, best_us=timing.best * 1e6,
                              samples=len(timing.samples))
     peers = {name: result["median_us"] for name, result in results.items()
-             if name != "ours" and "median_us" in result}
+             if name not in own and "median_us" in result}
     best_peer = min(peers, key=lambda name: peers[name], default=None)
     mine = results.get("ours", {}).get("median_us")
     fastest = min((results[name]["best_us"] for name in peers), default=None)
@@ -216,7 +232,7 @@ def measure_layer(layer: Any, rivals: list[Any], arguments: argparse.Namespace) 
         "output_shape": layer.output_shape, "stride": layer.stride, "padding": layer.padding,
         "dilation": layer.dilation, "transposed": layer.transposed, "output_padding": layer.output_padding,
         "flops": layer.flops, "flops_real": layer.flops_real, "points_checked": check.points,
-        "algorithm": algorithm, "rivals": results,
+        "algorithm": algorithms.get("ours"), "algorithms": algorithms, "rivals": results,
         "gflops": layer.flops / shown / 1e3 if shown else None,
         "gflops_real": layer.flops_real / shown / 1e3 if shown else None,
         "best_peer": best_peer, "ratio": peers[best_peer] / mine if best_peer and mine else None,
@@ -234,8 +250,7 @@ def run_kernels(arguments: argparse.Namespace, info: dict[str, Any]) -> int:
     from kernels import KERNEL_BENCHES
     from stats import interleave
 
-    own = load_ours(arguments, info)
-    testing = own.testing
+    testing = load_ours(arguments, info)[0].testing
     isas = [arguments.isa] if arguments.isa else list(testing.isas())
     names = [name for name in testing.kernel_names() if re.search(arguments.match, name)]
     absent = [name for name in names if name not in KERNEL_BENCHES]

@@ -4,7 +4,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 # One sample is the mean over a burst of calls at least this long: the clock then costs nothing.
@@ -70,12 +70,12 @@ def _burst(call: Callable[[], object], count: int) -> float:
 
 def interleave(
     calls: dict[str, Callable[[], object]], *, rounds: int, slice_seconds: float = 0.015,
-    keep: str | None = None, quiet: Callable[[], None] = settle,
+    keep: Collection[str] = (), quiet: Callable[[], None] = settle,
 ) -> dict[str, Timing]:
     """Times all calls round by round, the starting rival rotating, and returns their samples.
 
     A slice is a warm-up (one call or a tenth of the slice) and then bursts until `slice_seconds` are used up, at
-    least one. `keep` names the rival that is never let go for being slow.
+    least one. `keep`: rivals that are never let go for being slow.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
@@ -104,5 +104,5 @@ def interleave(
         if turn == 1:
             fastest = min(timings[name].best for name in running)
             running = [name for name in running
-                       if name == keep or timings[name].best <= HOPELESS * fastest]
+                       if name in keep or timings[name].best <= HOPELESS * fastest]
     return timings

@@ -120,7 +120,7 @@ def test_interleaving_rotates_and_measures(monkeypatch):
 def test_hopeless_rival_is_let_go_but_not_the_kept_one(monkeypatch):
     clock = FakeClock(monkeypatch)
     calls = {"ours": clock.call("ours", 0.1), "slow": clock.call("slow", 0.1), "fast": clock.call("fast", 0.01)}
-    timings = stats.interleave(calls, rounds=4, slice_seconds=0.01, keep="ours", quiet=lambda: None)
+    timings = stats.interleave(calls, rounds=4, slice_seconds=0.01, keep=("ours",), quiet=lambda: None)
     assert {name: len(timing.samples) for name, timing in timings.items()} == {
         "ours": 4, "slow": 2, "fast": 4}
 
