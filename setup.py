@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent
 ISAS = [
     ("avx512", ("x86_64",),
      ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"]),
+    ("amx", ("x86_64",), ["-mamx-tile", "-mamx-bf16", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]),
     ("avx2", ("x86_64",), ["-mavx2", "-mfma", "-mf16c"]),
     ("neon", ("aarch64",), []),
     ("scalar", None, []),

@@ -36,7 +36,12 @@ static header *header_of(void *p) {
 static atomic_size_t live_bytes, live_blocks, peak_bytes, total_allocs, kept_bytes;
 static _Atomic int64_t fail_countdown = -1;
 
+static _Thread_local int64_t thread_bytes;
+
+int64_t cbn_alloc_thread_bytes(void) { return thread_bytes; }
+
 static void count_in(size_t bytes) {
+    thread_bytes += (int64_t)bytes;
     const size_t now = atomic_fetch_add(&live_bytes, bytes) + bytes;
     atomic_fetch_add(&live_blocks, 1);
     size_t peak = atomic_load(&peak_bytes);
@@ -45,6 +50,7 @@ static void count_in(size_t bytes) {
 }
 
 static void count_out(size_t bytes) {
+    thread_bytes -= (int64_t)bytes;
     atomic_fetch_sub(&live_bytes, bytes);
     atomic_fetch_sub(&live_blocks, 1);
 }
@@ -181,7 +187,7 @@ enum {
     MIN_SHIFT = 12,
     MAX_SHIFT = 26,
     CLASSES = (MAX_SHIFT - MIN_SHIFT) * STEPS + 1,
-    SLOTS = 8,
+    SLOTS = 16,
     REACH = STEPS /* take a block up to this many classes (twice) too large */
 };
 _Static_assert((size_t)1 << MAX_SHIFT == CBN_SCRATCH_KEEP_BYTES, "the largest class is all that is kept");
@@ -213,7 +219,8 @@ void *cbn_scratch_get(size_t bytes) {
             void *p = atomic_exchange(&slots[k][s], NULL);
             if (!p) continue;
             atomic_fetch_sub(&kept_bytes, class_bytes(k));
-            count_in(class_bytes(k));
+            header_of(p)->bytes = bytes;
+            count_in(bytes);
             return p;
         }
     }
@@ -221,20 +228,25 @@ void *cbn_scratch_get(size_t bytes) {
     void *p = raw_alloc(size);
     if (!p) return NULL;
     header_of(p)->scratch_class = c;
-    count_in(size);
+    header_of(p)->bytes = bytes;
+    count_in(bytes);
     return p;
 }
 
-static bool keep(void *p, int c) {
+typedef enum { KEPT, NO_SLOT, NO_ROOM } kept;
+
+static kept keep(void *p, int c) {
     const size_t size = class_bytes(c);
+    kept result = NO_ROOM;
     if (atomic_fetch_add(&kept_bytes, size) + size <= CBN_SCRATCH_KEEP_BYTES) {
+        result = NO_SLOT;
         for (int s = 0; s < SLOTS; s++) {
             void *none = NULL;
-            if (atomic_compare_exchange_strong(&slots[c][s], &none, p)) return true;
+            if (atomic_compare_exchange_strong(&slots[c][s], &none, p)) return KEPT;
         }
     }
     atomic_fetch_sub(&kept_bytes, size);
-    return false;
+    return result;
 }
 
 void cbn_scratch_put(void *p) {
@@ -244,12 +256,20 @@ void cbn_scratch_put(void *p) {
     assert(c >= 0);
     count_out(h->bytes);
     if (c < CLASSES) {
-        if (keep(p, c)) return;
-        /* Full of what earlier shapes left: start over with the size in use now. */
-        cbn_scratch_trim();
-        if (keep(p, c)) return;
+        kept result = keep(p, c);
+        if (result == NO_ROOM) { /* full of what earlier shapes left: start over with the sizes in use now */
+            cbn_scratch_trim();
+            result = keep(p, c);
+        }
+        if (result == KEPT) return;
     }
     raw_free(h);
+}
+
+size_t cbn_scratch_room(const void *p) {
+    const header *h = (const header *)((const char *)p - ALIGN);
+    assert(h->magic == MAGIC && h->scratch_class >= 0);
+    return h->scratch_class < CLASSES ? class_bytes(h->scratch_class) : h->bytes;
 }
 
 void cbn_scratch_trim(void) {

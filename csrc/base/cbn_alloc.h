@@ -21,12 +21,17 @@ enum { CBN_SCRATCH_KEEP_BYTES = 64 << 20 };
  * takes no page fault. The pool keeps at most CBN_SCRATCH_KEEP_BYTES. */
 void *cbn_scratch_get(size_t bytes);
 void cbn_scratch_put(void *p); /* NULL is fine */
+size_t cbn_scratch_room(const void *p); /* bytes of the block, at least those asked for */
 void cbn_scratch_trim(void);   /* gives every kept block back */
 
 typedef struct cbn_alloc_stats {
     size_t live_bytes, live_blocks, peak_bytes, total_allocs, scratch_kept_bytes;
 } cbn_alloc_stats;
-void cbn_alloc_get_stats(cbn_alloc_stats *out); /* scratch in use counts as live, kept scratch does not */
+/* Bytes are those asked for. Scratch in use counts as live, kept scratch (with the size of its class) does not. */
+void cbn_alloc_get_stats(cbn_alloc_stats *out);
+/* Bytes this thread has allocated and not freed, less those it freed for others: how much something takes is the difference
+ * between before and after. */
+int64_t cbn_alloc_thread_bytes(void);
 void cbn_alloc_reset_peak(void);
 
 /* Tests only: the n-th allocation from now on (0 = the next one) fails, once; n < 0 switches this off.

@@ -26,7 +26,7 @@ typedef enum {
 typedef struct cbn_error {
     cbn_status status;
     const char *reason;
-    char message[320];
+    char message[512];
 } cbn_error;
 
 /* Fills *err (may be NULL) and returns `status`, so that `return cbn_fail(err, ...)` reads well. */

@@ -10,6 +10,7 @@
 #include <unistd.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
 #endif
 
 /* Written by the constructor below, before any thread can ask. */
@@ -46,6 +47,19 @@ static uint32_t detect(void) {
     return CBN_CPU_NEON; /* part of the base architecture */
 #else
     return 0;
+#endif
+}
+
+/* The tile state is large, so a process has to ask for it (Linux 5.16 on); threads made later inherit the permission. */
+static bool grant_amx(void) {
+#if defined(__x86_64__) && defined(__linux__)
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    unsigned a, b, c, d;
+    const unsigned bits = 1u << 24 | 1u << 22; /* AMX-TILE, AMX-BF16 */
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & bits) != bits) return false;
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return false;
 #endif
 }
 
@@ -142,6 +156,10 @@ static void read_caches(void) {
 /* Early: other constructors ask for the features. */
 __attribute__((constructor(101))) static void look_around(void) {
     features = detect() & ~read_mask(getenv("PYCONVBN_DISABLE_CPU"));
+    const char *enable = getenv("PYCONVBN_ENABLE_CPU");
+    if (enable && *enable && strcmp(enable, "amx") != 0 && !complaint[0])
+        snprintf(complaint, sizeof complaint, "PYCONVBN_ENABLE_CPU: '%.40s' is ignored; known is amx", enable);
+    if (enable && strcmp(enable, "amx") == 0 && features & CBN_CPU_AVX512 && grant_amx()) features |= CBN_CPU_AMX;
     read_name();
     read_caches();
 }

@@ -8,6 +8,7 @@
 #define CBN_CPU_AVX2 (1u << 0)   /* AVX2 + FMA + F16C */
 #define CBN_CPU_AVX512 (1u << 1) /* F, BW, DQ, VL */
 #define CBN_CPU_NEON (1u << 2)
+#define CBN_CPU_AMX (1u << 3) /* TILE, BF16; only with PYCONVBN_ENABLE_CPU=amx, and when the system grants its state */
 
 /* Bits of this CPU (and its operating system), less what PYCONVBN_DISABLE_CPU (comma list of names: avx512, avx2,
  * neon) masks. Masking avx2 masks avx512 too, since the latter's code uses the former. */

@@ -135,7 +135,7 @@ typedef enum {
      * only. */                                                                                    \
     X(lanes_gather, (float *s, const float *x, int64_t x_c, int nch, int64_t x0, int64_t n, int64_t w)) \
     X(wino_in, (const cbn_wino_in_args *a))                                                        \
-    /* np in 1..oc_np, nv in 1..2 */                                                               \
+    /* np in 1..wino_np, nv in 1..2 */                                                               \
     X(wino_gemm, (int np, int nv, const cbn_wino_gemm_args *a))                                    \
     X(wino_out, (const cbn_wino_out_args *a))                                                      \
     /* y[l*y_c + c] = clamp(s[c*L + l] + bias[l] [+ residual[l*y_c + c]]) for c < n, l < nch; *nonfinite becomes true (and  \
@@ -168,14 +168,18 @@ typedef struct cbn_kernels {
     int lanes;      /* floats in a vector */
     int oc_np, oc_nv; /* largest conv_oc tile: pixels, vectors of output channels */
     int px_mr, px_nv; /* conv_px tile: output channels, vectors of pixels */
+    int wino_np;      /* largest wino_gemm tile: tiles of the image */
 #define CBN_FIELD_(name, sig) cbn_##name##_fn name;
     CBN_KERNEL_LIST(CBN_FIELD_)
 #undef CBN_FIELD_
+    const struct cbn_amx *amx; /* kernels/cbn_amx.h; NULL: there is no matrix unit */
 } cbn_kernels;
 
 /* NULL-terminated, best first. Decided once; thread-safe. */
 const cbn_kernels *const *cbn_kernels_compiled(void);
 const cbn_kernels *const *cbn_kernels_available(void); /* those the (masked) CPU can run */
 const cbn_kernels *cbn_kernels_active(void);
+/* For tests: the active table with an emulated matrix unit, named amx_emulated; not among the available ones. */
+const cbn_kernels *cbn_kernels_amx_emulated(void);
 const char *const *cbn_kernel_names(int *count);
 #endif

@@ -8,4 +8,5 @@
 #define TILE_OC_NV 4
 #define TILE_PX_MR 4
 #define TILE_PX_NV 4
+#define TILE_WINO_NP 4
 #include "kernels/isa_body.h"

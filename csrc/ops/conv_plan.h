@@ -65,8 +65,12 @@ typedef struct cbn_conv_impl {
 /* The list of algorithms, in the order explain() shows them; the last accepts everything. Adding one is a line here
  * and a file ops/conv_<name>.c. */
 #define CBN_CONV_IMPLS(X) \
+    X(amx)                \
     X(depthwise)          \
     X(pointwise)          \
+    X(winograd_4x4)       \
+    X(winograd_4x2)       \
+    X(winograd_2x2)       \
     X(direct)             \
     X(ref)
 #define CBN_IMPL_DECL_(name) extern const cbn_conv_impl cbn_conv_##name;
@@ -100,21 +104,25 @@ CBN_NODISCARD cbn_status cbn_plan_output(const cbn_conv_plan *p, int64_t n, int6
                                          const int64_t *in, int64_t *out, cbn_error *err);
 /* Chooses and packs for this shape now instead of at first use. */
 CBN_NODISCARD cbn_status cbn_plan_prepare(cbn_conv_plan *p, const int64_t *in, cbn_error *err);
-/* Measures every supported candidate once on this shape and keeps the fastest for it. */
+/* Measures the promising candidates on this shape, on the configured number of threads, and keeps the fastest for it. */
 CBN_NODISCARD cbn_status cbn_plan_tune(cbn_conv_plan *p, const int64_t *in, cbn_error *err);
 /* Fixes the algorithm for this shape by name (a tuned choice coming out of a pickle). */
 CBN_NODISCARD cbn_status cbn_plan_force(cbn_conv_plan *p, const int64_t *in, const char *impl,
                                         cbn_error *err);
+/* All the memory the plan holds now, as the allocator counts it. */
+size_t cbn_plan_bytes(const cbn_conv_plan *p);
 
 /* x: [n][ic][in...], residual and y: [n][oc][out...], C-contiguous, of the plan's dtype. Blocks; no
  * Python inside. y may not overlap x or residual (the binding copies when they do). */
 CBN_NODISCARD cbn_status cbn_plan_run(cbn_conv_plan *p, const void *x, int64_t n, const int64_t *in,
                                       const void *residual, void *y, cbn_error *err);
 
-/* One row per algorithm, in list order; returns how many were written. reason NULL = chosen. */
+/* One algorithm. reason: why it was not taken (NULL: chosen); it may point to `text`, so a report must not be copied. */
 typedef struct cbn_plan_candidate {
     const char *name;
     const char *reason;
+    double seconds; /* measured by tuning; 0: not measured */
+    char text[128];
 } cbn_plan_candidate;
 enum { CBN_MAX_IMPLS = 24 };
 typedef struct cbn_plan_report {
@@ -123,7 +131,10 @@ typedef struct cbn_plan_report {
     int ncandidates;
     cbn_plan_candidate candidates[CBN_MAX_IMPLS];
     bool tuned;
-    size_t weight_bytes, workspace_bytes, input_bytes, output_bytes; /* for a batch of n */
+    /* Folded weights as they came, packed weights and tables of this shape, and all the plan holds now for whatever
+     * shapes it has met. */
+    size_t weight_bytes, packed_bytes, plan_bytes;
+    size_t workspace_bytes, input_bytes, output_bytes; /* of a call of n images without residual */
     int64_t flops, flops_real;
 } cbn_plan_report;
 CBN_NODISCARD cbn_status cbn_plan_explain(cbn_conv_plan *p, int64_t n, const int64_t *in,

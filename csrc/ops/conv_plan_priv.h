@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What conv_plan.c (choosing) and conv_plan_run.c (running) share. Nobody else includes this. */
+/* What conv_plan.c and the conv_plan_*.c share. Nobody else includes this. */
 #ifndef CBN_CONV_PLAN_PRIV_H
 #define CBN_CONV_PLAN_PRIV_H
 #include "ops/conv_plan.h"
@@ -24,6 +24,8 @@ typedef struct cbn_plan_shape {
     int64_t x_elems, xp_elems, y_elems; /* of one image: as given, after explicit padding, output */
     _Atomic int choice; /* index + origin * CBN_PLAN_NIMPLS, so that both change together */
     _Atomic(void *) state[CBN_PLAN_NIMPLS];
+    _Atomic size_t state_bytes[CBN_PLAN_NIMPLS]; /* allocated by `prepare`; 0 without a state */
+    _Atomic float seconds[CBN_PLAN_NIMPLS];      /* measured by tuning; 0: not measured */
 } cbn_plan_shape;
 
 struct cbn_conv_plan {
@@ -41,19 +43,49 @@ struct cbn_conv_plan {
 
 extern const cbn_conv_impl *const cbn_plan_impls[CBN_PLAN_NIMPLS];
 
-/* The shape's entry, made at need with its algorithm chosen and prepared. Give it back with
+/* The shape's entry, made at need with its algorithm chosen; its state may not have been made yet. Give it back with
  * release. */
 CBN_NODISCARD cbn_status cbn_plan_shape_acquire(cbn_conv_plan *p, const int64_t *in,
                                                 cbn_plan_shape **out, cbn_error *err);
 void cbn_plan_shape_release(cbn_plan_shape *s);
+/* Bytes of the states of s. */
+size_t cbn_plan_shape_bytes(const cbn_plan_shape *s);
+
+/* What `prepare` of a row made, and how much memory it took. */
+typedef struct cbn_plan_state {
+    void *state;
+    size_t bytes;
+} cbn_plan_state;
+CBN_NODISCARD cbn_status cbn_plan_state_make(const cbn_conv_plan *p, const cbn_plan_shape *s, int i,
+                                             cbn_plan_state *out, cbn_error *err);
+/* Keeps it for row i unless another thread was faster; then it is destroyed. */
+void cbn_plan_state_publish(cbn_plan_shape *s, int i, cbn_plan_state made);
 /* Makes the state of row i at need. Thread-safe. */
 CBN_NODISCARD cbn_status cbn_plan_state_ensure(const cbn_conv_plan *p, cbn_plan_shape *s, int i,
                                                cbn_error *err);
 
+/* ---- conv_plan_choose.c ---- */
+/* The row of least estimated cost among those that support the shape. */
+int cbn_plan_cheapest(const cbn_conv_plan *p, const cbn_plan_shape *s);
+/* Estimated time of row i as a multiple of that of row `of`; both support the shape, neither is the last row. */
+double cbn_plan_times(const cbn_conv_plan *p, const cbn_plan_shape *s, int i, int of);
+void cbn_plan_choose(cbn_plan_shape *s, int index, cbn_choice_origin origin);
+CBN_INLINE int cbn_plan_choice(const cbn_plan_shape *s) {
+    return atomic_load_explicit(&s->choice, memory_order_acquire) % CBN_PLAN_NIMPLS;
+}
+/* An entry whose choice will be kept. */
+CBN_NODISCARD cbn_status cbn_plan_acquire_kept(cbn_conv_plan *p, const int64_t *in, cbn_plan_shape **out,
+                                               cbn_error *err);
+/* A row that costs more than this many times the cheapest is not worth measuring. */
+#define CBN_PLAN_HOPELESS 4.0
+
+/* ---- conv_plan_run.c ---- */
 /* Images staged at a time and the scratch this takes (0: nothing is staged), both for a call of n
  * images. */
 int64_t cbn_plan_stage_images(const cbn_conv_plan *p, const cbn_plan_shape *s, int64_t n,
                               bool residual);
 size_t cbn_plan_stage_bytes(const cbn_conv_plan *p, const cbn_plan_shape *s, int64_t images,
                             bool residual);
+/* What a call of n images takes besides, for the images to be computed again. */
+size_t cbn_plan_redo_bytes(const cbn_conv_impl *impl, int64_t n);
 #endif

@@ -92,6 +92,10 @@ static void narrow(const cbn_conv_plan *p, float *src, void *to, int64_t n) {
 /* ---- images with an Inf or NaN that an algorithm would spread ---- */
 enum { REDO_HERE = 64 };
 
+size_t cbn_plan_redo_bytes(const cbn_conv_impl *impl, int64_t n) {
+    return impl->spreads_nonfinite && n > REDO_HERE ? (size_t)n : 0;
+}
+
 static cbn_status redo_images(const cbn_conv_plan *p, cbn_plan_shape *s, cbn_conv_call call,
                               const uint8_t *redo, cbn_error *err) {
     const int64_t images = call.n;
@@ -117,6 +121,7 @@ static cbn_status redo_images(const cbn_conv_plan *p, cbn_plan_shape *s, cbn_con
 static cbn_status run_algorithm(const cbn_conv_plan *p, cbn_plan_shape *s, int index,
                                 cbn_conv_call *call, cbn_error *err) {
     const cbn_conv_impl *impl = cbn_plan_impls[index];
+    CBN_TRY(cbn_plan_state_ensure(p, s, index, err));
     const void *state = atomic_load_explicit(&s->state[index], memory_order_acquire);
     if (!impl->spreads_nonfinite) return impl->run(&s->d, &p->ctx, state, call, err);
     assert(impl->fused_epilogue && cbn_conv_direct.fused_epilogue);
@@ -137,16 +142,16 @@ static cbn_status run_algorithm(const cbn_conv_plan *p, cbn_plan_shape *s, int i
 /* x, residual and y are in the computation's dtype; x is padded. */
 static cbn_status run_computed(const cbn_conv_plan *p, cbn_plan_shape *s, const void *x,
                                int64_t n, const void *residual, void *y, cbn_error *err) {
-    const int index = atomic_load_explicit(&s->choice, memory_order_acquire) % CBN_PLAN_NIMPLS;
+    const int index = cbn_plan_choice(s);
     const cbn_conv_impl *impl = cbn_plan_impls[index];
     const bool clamp = impl->fused_epilogue && p->clamps;
     cbn_conv_call call = {.x = x,
-                                .residual = impl->fused_epilogue ? residual : NULL,
-                                .y = y,
-                                .n = n,
-                                .bias = p->wide_b ? p->wide_b : p->b,
-                                .lo = clamp ? p->lo : -INFINITY,
-                                .hi = clamp ? p->hi : INFINITY};
+                          .residual = impl->fused_epilogue ? residual : NULL,
+                          .y = y,
+                          .n = n,
+                          .bias = p->wide_b ? p->wide_b : p->b,
+                          .lo = clamp ? p->lo : -INFINITY,
+                          .hi = clamp ? p->hi : INFINITY};
     CBN_TRY(run_algorithm(p, s, index, &call, err));
     const int64_t total = n * s->y_elems, one = 1;
     if (residual && !impl->fused_epilogue)

@@ -5,6 +5,7 @@
 
 #include "cpu/cbn_cpu.h"
 #include "python/py_exec.h"
+#include "python/py_pool.h"
 #include "python/py_graph_priv.h"
 #include "python/py_module.h"
 #include "python/py_ops.h"
@@ -24,7 +25,8 @@ static int add_submodule(PyObject *core) {
     PyObject *testing = PyModule_New("pyconvbn._core._testing");
     if (testing == NULL) return -1;
     int status = 0;
-    PyMethodDef *const tables[] = {cbn_testing_methods, cbn_testing_conv_methods, cbn_testing_vec_methods};
+    PyMethodDef *const tables[] = {cbn_testing_methods, cbn_testing_conv_methods, cbn_testing_vec_methods,
+                                   cbn_testing_wino_methods};
     for (size_t i = 0; status == 0 && i < sizeof tables / sizeof *tables; i++) {
         status = PyModule_AddFunctions(testing, tables[i]);
     }
@@ -47,7 +49,7 @@ static int module_exec(PyObject *module) {
     module_state *state = PyModule_GetState(module);
     state->plan_type = PyType_FromModuleAndSpec(module, &cbn_plan_spec, NULL);
     if (state->plan_type == NULL || PyModule_AddType(module, (PyTypeObject *)state->plan_type) < 0) return -1;
-    if (cbn_py_ops_init(module) < 0) return -1;
+    if (cbn_pool_init() < 0 || cbn_py_ops_init(module) < 0) return -1;
     if (cbn_py_graph_types(module) < 0) return -1;
     if (cbn_py_exec_init(module) < 0) return -1;
     if (add_submodule(module) < 0) return -1;

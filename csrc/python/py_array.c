@@ -2,6 +2,7 @@
 #include "python/py_array.h"
 
 #include "python/py_error.h"
+#include "python/py_pool.h"
 
 static const int typenums[] = {[CBN_F16] = NPY_HALF, [CBN_F32] = NPY_FLOAT, [CBN_F64] = NPY_DOUBLE};
 static const char *const dtype_names[] = {[CBN_F16] = "float16", [CBN_F32] = "float32", [CBN_F64] = "float64"};
@@ -267,7 +268,7 @@ static bool check_out(PyObject *out, int ndim, const npy_intp *shape, cbn_dtype 
 }
 
 PyArrayObject *cbn_array_new(int ndim, const npy_intp *shape, cbn_dtype dtype) {
-    return (PyArrayObject *)PyArray_SimpleNew(ndim, shape, typenums[dtype]);
+    return cbn_pool_array(ndim, shape, typenums[dtype]);
 }
 
 bool cbn_output_begin(PyObject *out, int ndim, const npy_intp *shape, cbn_dtype dtype,

@@ -80,7 +80,8 @@ CBN_INLINE void *cbn_output_data(const cbn_output *o) { return PyArray_DATA(o->t
 PyObject *cbn_output_finish(cbn_output *o);
 void cbn_output_release(cbn_output *o);
 
-/* A new C-contiguous plain ndarray; MemoryError / ValueError for impossible sizes. */
+/* A new C-contiguous plain ndarray, large ones in recycled memory (py_pool.h); MemoryError / ValueError for impossible
+ * sizes. */
 PyArrayObject *cbn_array_new(int ndim, const npy_intp *shape, cbn_dtype dtype);
 int cbn_dtype_typenum(cbn_dtype t); /* NPY_HALF ... */
 const char *cbn_dtype_name(cbn_dtype t);

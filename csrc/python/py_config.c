@@ -51,7 +51,7 @@ static bool append_name(PyObject *list, const char *name) {
 
 static PyObject *feature_list(void) {
     static const struct { uint32_t bit; const char *name; } rows[] = {
-        {CBN_CPU_AVX2, "avx2"}, {CBN_CPU_AVX512, "avx512"}, {CBN_CPU_NEON, "neon"}};
+        {CBN_CPU_AVX2, "avx2"}, {CBN_CPU_AVX512, "avx512"}, {CBN_CPU_AMX, "amx"}, {CBN_CPU_NEON, "neon"}};
     const uint32_t bits = cbn_cpu_features();
     PyObject *list = PyList_New(0);
     for (size_t i = 0; list != NULL && i < sizeof rows / sizeof *rows; i++) {

@@ -14,6 +14,7 @@ extern PyMethodDef cbn_match_methods[];  /* py_match.c */
 extern PyMethodDef cbn_testing_methods[];      /* py_testing.c */
 extern PyMethodDef cbn_testing_conv_methods[]; /* py_testing_conv.c: the convolution kernels of each ISA */
 extern PyMethodDef cbn_testing_vec_methods[];  /* py_testing_vec.c: the elementwise kernels of each ISA */
+extern PyMethodDef cbn_testing_wino_methods[]; /* py_testing_wino.c: the Winograd kernels of each ISA */
 
 extern PyType_Spec cbn_plan_spec; /* py_plan.c */
 #endif

@@ -297,7 +297,8 @@ static PyMethodDef methods[] = {
     {"explain", KEYWORDS(cbn_plan_explain_method), METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR("explain($self, input_shape=None)\n--\n\n"
                "What a call does for this input shape (None: the one given to the constructor): instruction set, "
-               "algorithm, tile,\ncopies made so far with their reason, and why each other algorithm was not taken.")},
+               "algorithm, tile,\ncopies made so far with their reason, and why each other algorithm was not taken: why it "
+               "cannot serve, or\nits estimated or measured time next to that of the chosen one.")},
     {"memory", cbn_plan_memory, METH_O,
      PyDoc_STR("memory($self, input_shape, /)\n--\n\nBytes: weights (held by the plan), workspace (of one call), "
                "input, output.")},

@@ -45,7 +45,8 @@ PyObject *cbn_plan_memory(PyObject *op, PyObject *input_shape) {
     asked_shape s;
     cbn_plan_report r;
     if (!read_report((cbn_plan_object *)op, input_shape, &s, &r)) return NULL;
-    return Py_BuildValue("{sn sn sn sn}", "weights", (Py_ssize_t)r.weight_bytes, "workspace",
+    return Py_BuildValue("{sn sn sn sn sn sn}", "weights", (Py_ssize_t)(r.weight_bytes + r.packed_bytes), "packed",
+                         (Py_ssize_t)r.packed_bytes, "plan", (Py_ssize_t)r.plan_bytes, "workspace",
                          (Py_ssize_t)r.workspace_bytes, "input", (Py_ssize_t)r.input_bytes, "output",
                          (Py_ssize_t)r.output_bytes);
 }

@@ -67,7 +67,8 @@ static const cbn_kernels *find_isa(PyObject *obj) {
     for (const cbn_kernels *const *t = cbn_kernels_available(); isa != NULL && *t != NULL; t++) {
         if (strcmp((*t)->isa, isa) == 0) return *t;
     }
-    if (!PyErr_Occurred()) PyErr_Format(PyExc_ValueError, "isa: expected one of isas(), got %R", obj);
+    if (isa != NULL && strcmp(isa, "amx_emulated") == 0) return cbn_kernels_amx_emulated();
+    if (!PyErr_Occurred()) PyErr_Format(PyExc_ValueError, "isa: expected one of isas() or amx_emulated, got %R", obj);
     return NULL;
 }
 

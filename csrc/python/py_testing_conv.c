@@ -190,8 +190,8 @@ static PyObject *tile_sizes(PyObject *module, PyObject *arg) {
     const char *isa = PyUnicode_AsUTF8(arg);
     const cbn_kernels *k = isa ? find_table(isa) : NULL;
     if (!k) return NULL;
-    return Py_BuildValue("{sisisisisi}", "lanes", k->lanes, "oc_np", k->oc_np, "oc_nv", k->oc_nv,
-                         "px_mr", k->px_mr, "px_nv", k->px_nv);
+    return Py_BuildValue("{sisisisisisi}", "lanes", k->lanes, "oc_np", k->oc_np, "oc_nv", k->oc_nv,
+                         "px_mr", k->px_mr, "px_nv", k->px_nv, "wino_np", k->wino_np);
 }
 
 PyMethodDef cbn_testing_conv_methods[] = {
@@ -202,6 +202,6 @@ PyMethodDef cbn_testing_conv_methods[] = {
     {"conv_px", (PyCFunction)(void (*)(void))conv_px, METH_VARARGS | METH_KEYWORDS,
      "conv_px(isa, x, x_ic, w, ic, y, y_oc, oc_valid, np, bias, residual, lo, hi): one tile."},
     {"fma_peak", fma_peak, METH_VARARGS, "fma_peak(isa, iters) -> (FLOPs done, seconds)."},
-    {"tile_sizes", tile_sizes, METH_O, "tile_sizes(isa) -> lanes, oc_np, oc_nv, px_mr, px_nv."},
+    {"tile_sizes", tile_sizes, METH_O, "tile_sizes(isa) -> lanes, oc_np, oc_nv, px_mr, px_nv, wino_np."},
     {NULL, NULL, 0, NULL},
 };

@@ -167,9 +167,11 @@ static bool problem_make(problem *q, int nd, cbn_dtype t) {
     return true;
 }
 
-static bool outputs_equal(const problem *q, const char *what) {
+/* All numbers are whole ones. Algorithms that transform the data (the ones that spread Inf and NaN) work with fractions
+ * and may be off by less than one rounding: a mistake would be off by one or more. */
+static bool outputs_near(const problem *q, const char *what, double slack) {
     for (int64_t i = 0; i < q->ny; i++)
-        if (at(q->y, q->g.dtype, i) != at(q->want, q->g.dtype, i))
+        if (!(fabs(at(q->y, q->g.dtype, i) - at(q->want, q->g.dtype, i)) <= slack))
             return CHECK_MSG(
                 false,
                 "%s: nd %d dtype %d transposed %d groups %d mode %d: element %d is %g, expected %g",
@@ -178,11 +180,21 @@ static bool outputs_equal(const problem *q, const char *what) {
     return true;
 }
 
-static const char *const ALGORITHMS[] = {"depthwise", "pointwise", "direct", "ref"};
+#define EXACT_OF(name) !cbn_conv_##name.spreads_nonfinite,
+static bool exact(int algorithm) { return (const bool[]){CBN_CONV_IMPLS(EXACT_OF)}[algorithm]; }
+#undef EXACT_OF
+
+#define NAME_OF(name) #name,
+static const char *const ALGORITHMS[] = {CBN_CONV_IMPLS(NAME_OF)};
+#undef NAME_OF
+#define ROW_OF(name) ROW_##name,
+enum { CBN_CONV_IMPLS(ROW_OF) };
+#undef ROW_OF
+enum { NALGORITHMS = sizeof ALGORITHMS / sizeof *ALGORITHMS }; /* the last one supports everything */
 
 CHECK_TEST(plans_equal_the_definition) {
     const int threads = cbn_threads_get(NULL);
-    int ran[4] = {0}, solved = 0;
+    int ran[NALGORITHMS] = {0}, solved = 0;
     const int rounds = check_under("valgrind") || check_under("qemu") ? 60 : 600;
     for (int round = 0; round < rounds; round++) {
         problem q;
@@ -194,10 +206,10 @@ CHECK_TEST(plans_equal_the_definition) {
         CHECK(cbn_plan_create(&q.g, q.w, q.b, &opt, &p, &err) == CBN_OK);
         CHECK(cbn_plan_run(p, q.x, 0, q.in, NULL, NULL, &err) == CBN_OK); /* touches nothing */
         CHECK(cbn_plan_run(p, q.x, q.n, q.in, q.r, q.y, &err) == CBN_OK);
-        bool ok = outputs_equal(&q, "first choice");
-        for (int a = 0; a < 4 && ok; a++) {
+        bool ok = outputs_near(&q, "first choice", 0.25);
+        for (int a = 0; a < NALGORITHMS && ok; a++) {
             if (cbn_plan_force(p, q.in, ALGORITHMS[a], &err) != CBN_OK) {
-                ok = CHECK(a < 3 && strstr(err.message, ALGORITHMS[a]));
+                ok = CHECK(a < NALGORITHMS - 1 && strstr(err.message, ALGORITHMS[a]));
                 continue;
             }
             ran[a]++;
@@ -205,7 +217,7 @@ CHECK_TEST(plans_equal_the_definition) {
                 cbn_threads_set(t);
                 for (int64_t i = 0; i < q.ny; i++) set(q.y, q.g.dtype, i, NAN);
                 ok = CHECK(cbn_plan_run(p, q.x, q.n, q.in, q.r, q.y, &err) == CBN_OK) &&
-                     outputs_equal(&q, ALGORITHMS[a]);
+                     outputs_near(&q, ALGORITHMS[a], exact(a) ? 0.0 : 0.25);
             }
         }
         cbn_plan_destroy(p);
@@ -216,7 +228,8 @@ CHECK_TEST(plans_equal_the_definition) {
     }
     cbn_threads_set(threads);
     CHECK(solved > rounds / 2);
-    for (int a = 0; a < 4; a++) CHECK_MSG(ran[a] > 0, "%s was never supported", ALGORITHMS[a]);
+    /* Rows that want many channels have checks of their own. */
+    CHECK(ran[ROW_depthwise] > 0 && ran[ROW_pointwise] > 0 && ran[ROW_direct] > 0 && ran[ROW_ref] > 0);
 }
 
 /* ---- choosing ---- */
@@ -234,26 +247,26 @@ CHECK_TEST(plan_choice_explain_force_tune) {
           memcmp(cbn_plan_weights(p), w, 16 * 8 * 9 * 4) == 0);
     cbn_plan_report r;
     CHECK(cbn_plan_explain(p, 2, in, &r, &err) == CBN_OK);
-    CHECK(strcmp(r.algorithm, "direct") == 0 && r.ncandidates == 4 && !r.tuned && r.tile[0]);
+    CHECK(r.ncandidates == NALGORITHMS && !r.tuned && r.tile[0]);
     CHECK(r.flops == 2LL * 2 * 16 * 8 * 9 * 196 && r.flops_real == 2LL * 2 * 16 * 8 * (40 * 40));
     CHECK(r.input_bytes == 2 * 8 * 196 * 4 && r.output_bytes == 2 * 16 * 196 * 4 &&
           r.weight_bytes >= 16 * 8 * 9 * 4);
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < NALGORITHMS; i++) {
         CHECK(strcmp(r.candidates[i].name, ALGORITHMS[i]) == 0);
-        CHECK((i == 2) == (r.candidates[i].reason == NULL));
+        CHECK((strcmp(r.algorithm, ALGORITHMS[i]) == 0) == (r.candidates[i].reason == NULL));
     }
     CHECK(cbn_plan_force(p, in, "nonsense", &err) == CBN_BAD_VALUE &&
-          strstr(err.message, "got 'nonsense'"));
+          strstr(err.message, "got 'nonsense'") && strstr(err.message, "depthwise") && strstr(err.message, "ref"));
     CHECK(cbn_plan_force(p, in, "depthwise", &err) == CBN_BAD_VALUE &&
           strstr(err.message, "got 'depthwise' ("));
     CHECK(cbn_plan_force(p, in, "ref", &err) == CBN_OK &&
           cbn_plan_explain(p, 1, in, &r, &err) == CBN_OK);
-    CHECK(strcmp(r.algorithm, "ref") == 0 && r.candidates[3].reason == NULL &&
-          r.candidates[2].reason != NULL);
+    CHECK(strcmp(r.algorithm, "ref") == 0 && r.candidates[NALGORITHMS - 1].reason == NULL &&
+          r.candidates[0].reason != NULL);
     const double start = check_seconds();
     CHECK(cbn_plan_tune(p, in, &err) == CBN_OK && cbn_plan_explain(p, 1, in, &r, &err) == CBN_OK &&
           r.tuned);
-    CHECK(strcmp(r.algorithm, "direct") == 0);
+    CHECK(strcmp(r.algorithm, "ref") != 0);
     CHECK(check_seconds() - start < (check_under("") ? 1.0 : 60.0));
     CHECK(cbn_plan_tune(p, (int64_t[]){14, 0}, &err) == CBN_BAD_VALUE &&
           strstr(err.message, "got 0"));
@@ -372,7 +385,7 @@ static bool plan_life(const problem *q, const cbn_plan_options *opt, const char 
     if (s != CBN_OK && p) {
         /* The plan survives and works. */
         CHECK(cbn_plan_run(p, q->x, q->n, q->in, q->r, q->y, &err) == CBN_OK);
-        if (opt->activation == CBN_ACT_RELU) outputs_equal(q, "after a failure");
+        if (opt->activation == CBN_ACT_RELU) outputs_near(q, "after a failure", 0.25);
     }
     CHECK(s == CBN_OK || s == CBN_NO_MEMORY);
     cbn_plan_destroy(p);
@@ -390,7 +403,7 @@ CHECK_TEST(allocation_failures_of_plans) {
         if (!problem_make(&q, round % 4, (cbn_dtype)(round % 3))) continue;
         const cbn_plan_options opt = {.activation = acts[round / 4 % 2]};
         int64_t fail = 0;
-        while (!plan_life(&q, &opt, ALGORITHMS[round % 4], fail) && fail < 200 &&
+        while (!plan_life(&q, &opt, ALGORITHMS[round % NALGORITHMS], fail) && fail < 200 &&
                check_failures() == 0)
             fail++;
         CHECK(fail < 200);

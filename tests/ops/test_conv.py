@@ -128,6 +128,18 @@ def candidates(plan: pyconvbn.Plan, shape: tuple[int, ...]) -> list[str]:
     return names
 
 
+def allowed(algorithm: str, tolerance: np.ndarray) -> np.ndarray:
+    """Winograd's errors are those of the largest outputs of a tile, at all of its outputs."""
+    if not algorithm.startswith("winograd"):
+        return tolerance
+    return np.full_like(tolerance, np.max(tolerance, initial=0))
+
+
+def exact_candidates(plan: pyconvbn.Plan, shape: tuple[int, ...]) -> list[str]:
+    """Those that add products of the numbers given: integers stay integers."""
+    return [name for name in candidates(plan, shape) if not name.startswith("winograd")]
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @RUN
 @given(case=cases())
@@ -145,7 +157,7 @@ def test_plan_matches_the_reference_with_every_algorithm(isa: str, case: Case) -
         out = plan(x)
         assert out.dtype == w.dtype and out.shape == plan.output_shape(x.shape) == reference.shape
         channel_axis = 0 if case.batch is None else 1
-        testing.assert_within(out, reference, tolerance, channel_axis=channel_axis)
+        testing.assert_within(out, reference, allowed(algorithm, tolerance), channel_axis=channel_axis)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -159,7 +171,7 @@ def test_small_integers_are_exact(isa: str, case: Case) -> None:
     terms, _ = testing.error_model(np.abs(x), np.abs(w), None, **case.geometry)
     assume(case.dtype != "float16" or np.max(terms, initial=0) < 2048)
     plan = _testing.plan_with_isa(isa, w, b, **case.geometry)
-    for algorithm in candidates(plan, x.shape):
+    for algorithm in exact_candidates(plan, x.shape):
         _testing.plan_force(plan, x.shape, algorithm)
         np.testing.assert_array_equal(plan(x), reference, err_msg=algorithm)
 
@@ -220,7 +232,10 @@ def test_tile_edges(
         x = rng.integers(-3, 4, (1, ic, 5, width)).astype(np.float32)
         if width + 2 * padding < kernel:
             continue
-        np.testing.assert_array_equal(plan(x), testing.reference_conv(x, w, None, stride, padding))
+        want = testing.reference_conv(x, w, None, stride, padding)
+        for algorithm in exact_candidates(plan, x.shape):
+            _testing.plan_force(plan, x.shape, algorithm)
+            np.testing.assert_array_equal(plan(x), want, err_msg=algorithm)
 
 
 @pytest.mark.parametrize("isa", ISAS)
