@@ -179,6 +179,153 @@ def bench_conv_px(testing: Any, isa: str) -> list[Case]:
 
 
 @kernel_bench
+def bench_conv_px2(testing: Any, isa: str) -> list[Case]:
+    """Whole tiles of a panel that stays in L1 while the weights of some blocks pass."""
+    tile = testing.tile_sizes(isa)
+    ic, mr, pixels = 256, tile["px_mr"], tile["px_nv"] * tile["lanes"]
+    x, w, y, bias = normal(ic, pixels), normal(8 * ic * mr), normal(4 * mr, 2 * pixels), normal(4 * mr)
+    return [Case(f"{8 * mr} rows x {pixels} px, ic {ic}", lambda: testing.conv_px2(
+        isa, x, pixels, None, w, mr, y, bias, None, -INFINITE, INFINITE), 2 * 8 * mr * pixels * ic, "FLOP")]
+
+
+@kernel_bench
+def bench_panel_pack(testing: Any, isa: str) -> list[Case]:
+    """A panel of three vectors and four taps, one in three of the vectors at the edge of a row."""
+    lanes, channels = testing.tile_sizes(isa)["lanes"], 64
+    x, out = normal(channels, 4 * lanes), normal(channels * 12 * lanes + lanes)
+    moves = np.array([[v * lanes, (t * 3 + v) * lanes, 0, lanes - (v == 0), lanes] for t in range(4) for v in range(3)],
+                     np.int64)
+    return [Case(f"{channels} channels x 12 vectors", lambda: testing.panel_pack(isa, out, 12 * lanes, x, moves),
+                 2 * channels * 12 * lanes * 4, "B")]
+
+
+@kernel_bench
+def bench_interleave(testing: Any, isa: str) -> list[Case]:
+    cases = []
+    for phases in (2, 4, 8, 5):
+        s = normal(4, phases, 192 // phases)
+        y, bias = normal(4, s[0].size), normal(4)
+        cases.append(Case(f"{phases} phases, 4 rows of {y.shape[1]}", lambda s=s, y=y, bias=bias: testing.interleave(
+            isa, y, s, y.shape[1], bias, None, -INFINITE, INFINITE), s.nbytes + y.nbytes, "B"))
+    return cases
+
+
+@kernel_bench
+def bench_conv_tap(testing: Any, isa: str) -> list[Case]:
+    """Full tiles over 3x3 taps of padded rows in L1."""
+    lanes, cases = testing.tile_sizes(isa)["lanes"], []
+    for mr, nv in enumerate(testing.tap_tiles(isa), 1):
+        ic, pitch, many = 4, 9 * lanes, 16 * nv
+        tap = np.array([(b * ic + i) * pitch + c for i in range(ic) for b in range(3) for c in range(3)], np.int32)
+        xpix = np.array([v % 7 * lanes + v // 7 % 4 * ic * pitch for v in range(many)], np.int64)
+        arguments = {
+            "isa": isa, "mr": mr, "x": normal(7 * ic * pitch), "xpix": xpix, "tap": tap, "w": normal(tap.size, mr),
+            "y": normal(mr, many * lanes), "ypix": np.arange(many, dtype=np.int64) * lanes, "y_oc": many * lanes,
+            "lanes": lanes, "bias": normal(mr), "residual": None, "lo": -INFINITE, "hi": INFINITE}
+        cases.append(Case(f"{mr} oc x {nv * lanes} px, {tap.size} taps",
+                          lambda arguments=arguments: testing.conv_tap(**arguments),
+                          2 * mr * many * lanes * tap.size, "FLOP"))
+    return cases
+
+
+@kernel_bench
+def bench_rows_copy(testing: Any, isa: str) -> list[Case]:
+    cases = []
+    for step in (1, 2):
+        ic, rows, n = 4, 16, 64
+        x, to = normal(ic, rows, n * step), normal(rows, ic, n)
+        cases.append(Case(f"{ic} x {rows} rows of {n}, step {step}, padding 1",
+                          lambda x=x, to=to, step=step: testing.rows_copy(
+                              isa, to, n, ic * n, x, rows * n * step, n * step, ic, rows, n, -1, step, n * step),
+                          8 * ic * rows * n, "B"))
+    return cases
+
+
+@kernel_bench
+def bench_linear(testing: Any, isa: str) -> list[Case]:
+    """A full tile of rows with its weights in the caches, and one row with weights that are in none."""
+    cases = []
+    width = 2 * testing.tile_sizes(isa)["lanes"]
+    for label, rows, ic, oc in (("caches", 6, 1024, width), ("memory", 1, 4096, 4096)):
+        x, w, y, bias = normal(rows, ic), normal(ic, oc), normal(rows, oc), normal(oc)
+        cases.append(Case(f"{rows} rows, {ic} -> {oc}, {label}",
+                          lambda rows=rows, x=x, w=w, ic=ic, oc=oc, y=y, bias=bias: testing.linear(
+                              isa, rows, x, w, ic, oc, y, bias, -INFINITE, INFINITE), 2 * rows * ic * oc, "FLOP"))
+    return cases
+
+
+@kernel_bench
+def bench_lanes_gather(testing: Any, isa: str) -> list[Case]:
+    cases = []
+    lanes = testing.tile_sizes(isa)["lanes"]
+    for width in (14, 56, 224):
+        x, s = normal(lanes, width, 16), normal(width + 2, lanes)
+        cases.append(Case(f"row of {width}, padding 1",
+                          lambda x=x, s=s, width=width: testing.lanes_gather(isa, s, x, width * 16, lanes, -1, width),
+                          2 * s.nbytes, "B"))
+    return cases
+
+
+@kernel_bench
+def bench_lanes_scatter(testing: Any, isa: str) -> list[Case]:
+    cases = []
+    lanes = testing.tile_sizes(isa)["lanes"]
+    bias = normal(lanes)
+    for width in (14, 56, 224):
+        y, s = normal(lanes, width, 16), normal(width, lanes)
+        cases.append(Case(f"row of {width}", lambda y=y, s=s, width=width: testing.lanes_scatter(
+            isa, y, width * 16, lanes, s, bias, None, 0.0, INFINITE), 2 * s.nbytes, "B"))
+    return cases
+
+
+@kernel_bench
+def bench_wino_in(testing: Any, isa: str) -> list[Case]:
+    """A row of 14 tiles; what is counted is what is stored."""
+    cases = []
+    lanes, tiles = testing.tile_sizes(isa)["lanes"], 14
+    for nh, nw, m in ((6, 6, 4), (4, 4, 2), (6, 4, 2), (1, 6, 4), (6, 1, 1)):
+        columns = (tiles - 1) * m + nw
+        rows, pitch = normal(nh, columns, lanes), (tiles + 1) * lanes
+        arguments = (isa, nh, nw, rows, np.arange(nh, dtype=np.int64) * columns * lanes, columns,
+                     np.arange(tiles, dtype=np.int32) * m, 1, normal(nh, columns, lanes), normal(nh * nw * pitch),
+                     pitch)
+        cases.append(Case(f"{nh}x{nw} points, {tiles} tiles", lambda arguments=arguments: testing.wino_in(*arguments),
+                          4 * nh * nw * tiles * lanes, "B"))
+    return cases
+
+
+@kernel_bench
+def bench_wino_gemm(testing: Any, isa: str) -> list[Case]:
+    """Three groups of tiles by two vectors of output channels, operands in L1 or L2."""
+    cases = []
+    tile = testing.tile_sizes(isa)
+    lanes, tiles = tile["lanes"], 3 * tile["wino_np"]
+    for channels in (64, 256):
+        for chunk in (32, 256):
+            arguments = (isa, tiles, 2, normal(channels, tiles), tiles * lanes, normal(channels, 2 * lanes), channels,
+                         chunk, normal(2, tiles, 37, lanes), 37 * lanes, tiles * 37 * lanes, False)
+            cases.append(Case(f"{tiles} tiles, {channels} channels by {chunk}",
+                              lambda arguments=arguments: testing.wino_gemm(*arguments),
+                              4 * tiles * lanes * channels, "FLOP"))
+    return cases
+
+
+@kernel_bench
+def bench_wino_out(testing: Any, isa: str) -> list[Case]:
+    """A row of 14 tiles; what is counted is what is loaded."""
+    cases = []
+    lanes, tiles = testing.tile_sizes(isa)["lanes"], 14
+    for nh, mh, nw, mw in ((6, 4, 6, 4), (4, 2, 4, 2), (6, 4, 4, 2), (1, 1, 6, 4), (6, 5, 6, 4)):
+        m_t, columns = (nh * nw | 1) * lanes, tiles * mw
+        arguments = (isa, nh, mh, nw, mw, normal(tiles * m_t), m_t, np.arange(tiles, dtype=np.int32) * mw, 1,
+                     normal(mh, columns, lanes), columns * lanes)
+        cases.append(Case(f"({nh}, {mh}) x ({nw}, {mw}), {tiles} tiles",
+                          lambda arguments=arguments: testing.wino_out(*arguments),
+                          4 * nh * nw * tiles * lanes, "B"))
+    return cases
+
+
+@kernel_bench
 def bench_fma_peak(testing: Any, isa: str) -> list[Case]:
     iterations = 10_000
     flops, _ = testing.fma_peak(isa, iterations)

@@ -50,8 +50,10 @@ def _plan_arguments(conv: Any, bn: Any | None) -> dict[str, Any]:
 class PlanExplanation(dict[str, Any]):
     """What a plan does for one input shape: a dict that prints as a short table.
 
-    Keys: ``isa``, ``algorithm``, ``tile``, ``dtype``, ``precision``, ``copies`` (copies of the input that a call
-    makes, with their reason), ``candidates`` (every algorithm in order with ``"chosen"`` or why it refused).
+    Keys: ``isa``, ``algorithm``, ``tile``, ``dtype``, ``precision``, ``tuned``, ``seconds`` (of one image, for each
+    algorithm that ``tune=True`` measured), ``copies`` (copies of the input that a call makes, with their reason),
+    ``candidates`` (every algorithm in order with ``"chosen"``, or why it cannot serve, or how its estimated or measured
+    time compares with that of the chosen one).
     """
 
     def __str__(self) -> str:
@@ -59,6 +61,8 @@ class PlanExplanation(dict[str, Any]):
             f"{self['algorithm']} on {self['isa']} ({self['dtype']}, precision {self['precision']})",
             f"  tile: {self['tile']}",
         ]
+        if self["algorithm"] in self["seconds"]:
+            lines.append(f"  tuned: measured {self['seconds'][self['algorithm']] * 1e6:.4g} us")
         lines += [f"  copy: {copy}" for copy in self["copies"]]
         width = max((len(name) for name, _ in self["candidates"]), default=0)
         lines += [f"  {name:<{width}}  {reason}" for name, reason in self["candidates"]]

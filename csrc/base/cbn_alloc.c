@@ -13,6 +13,7 @@ enum {
     ALIGN = 64,
     HUGE_PAGE = 2 << 20,
     LARGE = 4 << 20, /* from here on blocks are mapped directly: huge pages, and given back when freed */
+    RECYCLED = 64 << 10, /* smaller blocks are not worth a place in the pool */
     MAGIC = 0x63626e61
 };
 
@@ -22,6 +23,7 @@ typedef struct header {
     size_t base_bytes; /* of a direct mapping; 0: base came from the C library */
     size_t bytes;      /* as counted in the statistics */
     int scratch_class; /* -1: not scratch */
+    bool recycled;     /* scratch that cbn_alloc gave out */
     uint32_t magic;
 } header;
 _Static_assert(sizeof(header) <= ALIGN, "the header must fit before the block");
@@ -74,7 +76,7 @@ void cbn_alloc_reset_peak(void) { atomic_store(&peak_bytes, atomic_load(&live_by
 
 /* ---- raw blocks ---------------------------------------------------------------------------- */
 static void *finish(void *base, size_t base_bytes, void *p, size_t bytes) {
-    *(header *)((char *)p - ALIGN) = (header){base, base_bytes, bytes, -1, MAGIC};
+    *(header *)((char *)p - ALIGN) = (header){base, base_bytes, bytes, -1, false, MAGIC};
     return p;
 }
 
@@ -112,7 +114,20 @@ static void raw_free(header *h) {
     else free(h->base);
 }
 
+static _Thread_local bool recycling;
+
+bool cbn_alloc_recycle(bool on) {
+    const bool before = recycling;
+    recycling = on;
+    return before;
+}
+
 void *cbn_alloc(size_t bytes) {
+    if (recycling && bytes >= RECYCLED) {
+        void *scratch = cbn_scratch_get(bytes);
+        if (scratch) header_of(scratch)->recycled = true;
+        return scratch;
+    }
     void *p = must_fail() ? NULL : raw_alloc(bytes);
     if (p) count_in(bytes);
     return p;
@@ -120,7 +135,7 @@ void *cbn_alloc(size_t bytes) {
 
 void *cbn_calloc(size_t bytes) {
     void *p = cbn_alloc(bytes);
-    if (p && !header_of(p)->base_bytes) memset(p, 0, bytes); /* fresh mappings are zero */
+    if (p && (!header_of(p)->base_bytes || header_of(p)->recycled)) memset(p, 0, bytes); /* fresh mappings are zero */
     return p;
 }
 
@@ -132,6 +147,11 @@ void *cbn_alloc_array(size_t count, size_t size) {
 void cbn_free(void *p) {
     if (!p) return;
     header *h = header_of(p);
+    if (h->recycled) {
+        h->recycled = false;
+        cbn_scratch_put(p);
+        return;
+    }
     assert(h->scratch_class < 0);
     count_out(h->bytes);
     raw_free(h);
@@ -157,11 +177,11 @@ static void *move_large(header *h, size_t bytes) {
 void *cbn_realloc(void *p, size_t bytes) {
     if (!p) return cbn_alloc(bytes);
     header *h = header_of(p);
-    assert(h->scratch_class < 0);
+    assert(h->scratch_class < 0 || h->recycled);
     const size_t old = h->bytes;
     if (bytes <= old) return p;
 #if !defined(__SANITIZE_ADDRESS__)
-    if (h->base_bytes && bytes <= PTRDIFF_MAX - 2 * (size_t)LARGE) {
+    if (h->base_bytes && !h->recycled && bytes <= PTRDIFF_MAX - 2 * (size_t)LARGE) {
         if (must_fail()) return NULL;
         void *moved = move_large(h, bytes);
         if (moved) {

@@ -15,6 +15,10 @@ void cbn_free(void *p); /* NULL is fine */
  * move without a copy and without touching new memory. */
 void *cbn_realloc(void *p, size_t bytes);
 
+/* Between on and off this thread's larger blocks come from the scratch pool, and go back there when freed: for what
+ * lives only as long as one call. Returns what was set before. */
+bool cbn_alloc_recycle(bool on);
+
 enum { CBN_SCRATCH_KEEP_BYTES = 64 << 20 };
 
 /* Scratch blocks recycled through a small process-wide pool, so that steady state makes no system call and

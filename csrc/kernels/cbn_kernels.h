@@ -39,16 +39,22 @@ typedef struct cbn_conv_oc_args {
     int64_t y_oc;
     int32_t oc_valid; /* 1 .. vw */
     bool y_run;       /* ypix[p] == ypix[0] + p: lets the store write rows */
+    const float *prefetch; /* NULL, or a place to touch one line of every prefetch_step elements, one a channel */
+    int64_t prefetch_step;
     cbn_epilogue_args epi;
 } cbn_conv_oc_args;
 
 /* conv_px: one tile of a pointwise (1x1, stride 1) convolution, pixels in vector lanes, weights broadcast.
  *   y[c*y_oc + p] = epilogue(sum over k < ic of w[k*mr + c] * x[k*x_ic + p]),  c < oc_valid <= mr, p < np <= nv*lanes
- * with mr = table->px_mr, weights packed [ic][mr] (zero padded). */
+ * with weights packed [ic][mr] (zero padded), CBN_PX_MR_MIN(table->px_mr) <= mr <= table->px_mr. */
+#define CBN_PX_MR_MIN(px_mr) ((px_mr) / 2 + 1)
 typedef struct cbn_conv_px_args {
     const float *x;
     int64_t x_ic;
+    bool x_padded; /* rows of x can be read up to a whole number of vectors */
+    float *copy;   /* NULL, or [ic][np in whole vectors]: becomes the rows of x, zeros where they end */
     const float *w;
+    int32_t mr; /* 0: px_mr */
     int64_t ic;
     float *y;
     int64_t y_oc;
@@ -59,9 +65,57 @@ typedef struct cbn_conv_px_args {
     cbn_epilogue_args epi;
 } cbn_conv_px_args;
 
+/* conv_tap: convolution with pixels in vector lanes, weights broadcast, mr output channels.
+ *   y[c*y_oc + ypix[v] + l] = epilogue(sum over t < ntaps of w[t*mr + c] * x[xpix[v] + tap[t] + l])
+ * for c < mr, v < nv, l < lanes; whole vectors of x are read. `tap` lists channels and the taps of each, so any geometry
+ * whose pixels are neighbours in x will do. mr in 1..table->tap_mr; a register tile is cbn_tap_nv(table, mr) vectors. */
+enum { CBN_TAP_MAX_NV = 8 };
+typedef struct cbn_conv_tap_args {
+    const float *x;
+    const int64_t *xpix; /* [nv] */
+    const int32_t *tap;  /* [ntaps] */
+    int64_t ntaps;
+    const float *w; /* [ntaps][mr] */
+    float *y;
+    const int64_t *ypix; /* [nv] */
+    int64_t y_oc;
+    int64_t nv;
+    int64_t lanes; /* 1 .. table->lanes: how many of each vector are stored */
+    cbn_epilogue_args epi;
+} cbn_conv_tap_args;
+
+/* rows_copy: for i < ic, r < rows, c < n, n a multiple of the table's lanes
+ *   to[i*to_ic + r*to_row + c] = 0 <= x0 + c*step < w ? x[i*x_ic + r*x_row + x0 + c*step] : 0
+ * Reads inside 0 .. w-1 of each row only; w may be 0. */
+typedef struct cbn_rows_copy_args {
+    float *to;
+    int64_t to_ic, to_row;
+    const float *x;
+    int64_t x_ic, x_row;
+    int64_t ic, rows, n;
+    int64_t x0, step, w;
+} cbn_rows_copy_args;
+
+/* linear: y[p*y_p + c] = epilogue(sum over k < ic of w[(c/W)*w_b + k*W + c%W] * x[p*x_p + k]),  c < oc_valid, W = 2*lanes.
+ * A long sum may be taken in pieces: all but the last leave it unfinished in y. */
+enum { CBN_LINEAR_ROWS = 6 };
+typedef struct cbn_linear_args {
+    const float *x;
+    int64_t x_p;
+    const float *w; /* blocks [ic][W], w_b apart, zeros beyond the last channel */
+    int64_t w_b, ic;
+    float *y;
+    int64_t y_p, oc_valid; /* any number of channels */
+    bool first, last;      /* piece of the sum; later ones start from y, the last one runs the epilogue */
+    const float *prefetch; /* NULL, or a place to touch one line of every prefetch_step elements, one a k step */
+    int64_t prefetch_step;
+    cbn_epilogue_args epi;
+} cbn_linear_args;
+
 /* conv_dw: one channel plane of a depthwise convolution (multiplier handled by the caller: one call per output channel).
  *   y[(a*oh + b)*ow + c] = epilogue(sum over taps of w[tap] * x[...]) with zero padding, any stride and dilation,
- * for output planes a in [od0, od1) and rows b in [oh0, oh1). x and y point at the channel's first element. */
+ * for output planes a in [od0, od1) and rows b in [oh0, oh1). x and y point at the channel's first element. Padding may be
+ * multiplied by the weights, so they must be finite where it is met. */
 typedef struct cbn_conv_dw_args {
     const float *x;
     const float *w; /* [kd][kh][kw] */
@@ -74,6 +128,10 @@ typedef struct cbn_conv_dw_args {
     int32_t pd, ph, pw; /* padding before; after it is implied by the output size */
     int32_t dd, dh, dw;
     int64_t od0, od1, oh0, oh1;
+    /* Further planes of the same kind in one call, which is what makes small ones cheap: plane i = 1 .. more has
+     * x + i*x_step, w + i*kd*kh*kw, y and residual + i*od*oh*ow and the bias more_bias[i - 1]. */
+    int64_t more, x_step;
+    const float *more_bias;
 } cbn_conv_dw_args;
 
 /* ---- Winograd convolution in five steps ----
@@ -119,6 +177,12 @@ typedef struct cbn_wino_out_args {
     int64_t o_row;
 } cbn_wino_out_args;
 
+/* One vector of a panel (kernel panel_pack). */
+typedef struct cbn_panel_move {
+    int64_t x, out;    /* where lane 0 comes from, where it goes */
+    int16_t lo, hi, n; /* lanes lo <= l < hi are read, the others become 0; n >= 1 lanes are written */
+} cbn_panel_move;
+
 /* Activations that are more than a clamp. Both use the same formula as pyconvbn.functional. */
 typedef enum {
     CBN_ACT_NONE, CBN_ACT_RELU, CBN_ACT_RELU6, CBN_ACT_LEAKY_RELU, CBN_ACT_SIGMOID, CBN_ACT_HARDTANH,
@@ -130,17 +194,33 @@ typedef enum {
     /* np in 1..oc_np, nv in 1..oc_nv of the table */                                              \
     X(conv_oc, (int np, int nv, const cbn_conv_oc_args *a))                                        \
     X(conv_px, (const cbn_conv_px_args *a))                                                        \
+    /* np in 1..CBN_LINEAR_ROWS */                                                                 \
+    X(linear, (int np, const cbn_linear_args *a))                                                  \
+    X(conv_tap, (int mr, const cbn_conv_tap_args *a))                                              \
+    X(rows_copy, (const cbn_rows_copy_args *a))                                                    \
+    /* conv_px with weights for the two phases of a row in turn: y[c*y_oc + 2*p + r] = epilogue of c and the sum of  \
+     * weights 2*c + r; mr is table->px_mr or 2 less, oc_valid is even and copy or x_padded set */  \
+    X(conv_px2, (const cbn_conv_px_args *a))                                                       \
     X(conv_dw, (const cbn_conv_dw_args *a))                                                        \
     /* s[c*L + l] = x[l*x_c + x0 + c] where 0 <= x0 + c < w and l < nch, else 0; for c < n, l < L. Reads inside the row  \
      * only. */                                                                                    \
     X(lanes_gather, (float *s, const float *x, int64_t x_c, int nch, int64_t x0, int64_t n, int64_t w)) \
     X(wino_in, (const cbn_wino_in_args *a))                                                        \
-    /* np in 1..wino_np, nv in 1..2 */                                                               \
+    /* np >= 1: any number of tiles, taken in groups of at most wino_np; nv in 1..2 */              \
     X(wino_gemm, (int np, int nv, const cbn_wino_gemm_args *a))                                    \
     X(wino_out, (const cbn_wino_out_args *a))                                                      \
     /* y[l*y_c + c] = clamp(s[c*L + l] + bias[l] [+ residual[l*y_c + c]]) for c < n, l < nch; *nonfinite becomes true (and  \
      * is never set to false) when one of these s is Inf or NaN */                                 \
     X(lanes_scatter, (float *y, int64_t y_c, int nch, const float *s, int64_t n, const cbn_epilogue_args *e, bool *nonfinite)) \
+    /* out[i*out_c + m.out + l] = m.lo <= l < m.hi ? x[i*x_c + m.x + l] : 0 for i < n, l < m.n and the moves m. Within a  \
+     * channel they are made in order, so a later one may overwrite what an earlier one wrote too much; moves of  \
+     * different channels may not meet */                                                          \
+    X(panel_pack, (float *out, int64_t out_c, const float *x, int64_t x_c, int64_t n,              \
+                   const cbn_panel_move *moves, int64_t nmoves))                                   \
+    /* o = i*ns + r: y[c*y_c + o] = clamp(s[c*s_c + r*s_p + i] + bias[c] [+ residual[c*y_c + o]]) for o < n, c < nch  \
+     * and r < ns: the phases of a row put together. Reads the elements of s named here only */    \
+    X(interleave, (float *y, int64_t y_c, int nch, int ns, const float *s, int64_t s_c,            \
+                   int64_t s_p, int64_t n, const cbn_epilogue_args *e))                            \
     /* y[i] = act(x[i]; a, b) for i < n; y == x is allowed. a, b: leaky slope; hardtanh bounds. */ \
     X(unary, (cbn_act act, float a, float b, float *y, const float *x, int64_t n))                 \
     /* y[i] = x[i]*scale + shift, y == x allowed */                                                \
@@ -167,13 +247,17 @@ typedef struct cbn_kernels {
     uint32_t needs; /* CPU feature bits */
     int lanes;      /* floats in a vector */
     int oc_np, oc_nv; /* largest conv_oc tile: pixels, vectors of output channels */
-    int px_mr, px_nv; /* conv_px tile: output channels, vectors of pixels */
-    int wino_np;      /* largest wino_gemm tile: tiles of the image */
+    int px_mr, px_nv; /* largest conv_px tile: output channels, vectors of pixels */
+    int tap_mr, tap_acc; /* conv_tap tile: output channels, sums in registers */
+    int wino_np;      /* tiles of the image that wino_gemm sums at a time */
 #define CBN_FIELD_(name, sig) cbn_##name##_fn name;
     CBN_KERNEL_LIST(CBN_FIELD_)
 #undef CBN_FIELD_
     const struct cbn_amx *amx; /* kernels/cbn_amx.h; NULL: there is no matrix unit */
 } cbn_kernels;
+
+/* Vectors of pixels in a conv_tap tile of mr output channels. */
+CBN_INLINE int cbn_tap_nv(const cbn_kernels *k, int mr) { return CBN_MIN(CBN_TAP_MAX_NV, k->tap_acc / mr); }
 
 /* NULL-terminated, best first. Decided once; thread-safe. */
 const cbn_kernels *const *cbn_kernels_compiled(void);

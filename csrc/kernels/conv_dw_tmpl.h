@@ -9,8 +9,10 @@
  * tap and the odd ones for the next, and takes the kernel rows in two halves by parity. Tiles at the border of the
  * image load under a mask and leave rows outside out, so there is no padded copy; the last tile of a row is moved left
  * to end with it, which computes some values twice instead of needing another code path.
- * Row dilation is a problem with dilation 1 for every dh-th row. The sum of one output starts with the bias and takes
- * the taps in the order kd, kw, kh (stride 2: even kh first). */
+ * Row dilation is a problem with dilation 1 for every dh-th row. The sum of one output takes the
+ * taps in the order kd, kw, kh (stride 2: even kh first), in strips kh, kd, kw, and ends with the bias: to start with
+ * it would make every partial sum larger, and with them the rounding errors. The common kernels, 3 x 3 and 5 x 5, go by
+ * strips (conv_dw_strip_tmpl.h), all else by the tiles described here. */
 #include "kernels/cbn_kernels.h"
 
 /* Keeps a loaded vector in its register: gcc 12 otherwise loads it again as the memory operand of each multiply-add,
@@ -25,7 +27,7 @@
 /* Lets the row pointer walk: gcc otherwise keeps a multiple of the pitch for every row, more than it has registers. */
 #define DW_PIN_POINTER(p) __asm__("" : "+r"(p))
 
-enum { DW_MAX_NR = 8, DW_MAX_KH = 7, DW_LINE_NV = 8, DW_ANY_NR = 4 };
+enum { DW_MAX_NR = 8, DW_MAX_KH = 7, DW_LINE_NV = 8, DW_ANY_NR = 4, DW_BLOCK = 3500 };
 
 /* A row of tiles: `rows` output rows from one, every vector of columns from one. */
 typedef struct dw_rows {
@@ -109,7 +111,7 @@ CBN_INLINE void dw_tap(vf *acc, const dw_rows *t, const float *x, const float *w
 /* One tile; c: its first output column. nr, kh, s (row and column stride, 1 or 2) and border are constants. */
 CBN_INLINE void dw_tile(const dw_rows *t, int64_t c, const int nr, const int kh, const int s, const dw_border border) {
     vf acc[DW_MAX_NR];
-    CBN_UNROLL for (int r = 0; r < nr; r++) acc[r] = vf_set1(t->bias);
+    CBN_UNROLL for (int r = 0; r < nr; r++) acc[r] = vf_zero();
     for (int32_t d = 0; d < t->nd; d++) {
         int64_t col = c * s - t->pw;
         const float *x = t->x + d * t->x_plane + col, *w = t->w + d * t->w_plane;
@@ -143,9 +145,8 @@ CBN_INLINE void dw_tile(const dw_rows *t, int64_t c, const int nr, const int kh,
             __builtin_prefetch(p);
         }
     }
-    if (s == 2) {
-        CBN_UNROLL for (int r = 0; r < nr; r++) acc[r] = vf_unmix(acc[r]);
-    }
+    const vf bias = vf_set1(t->bias);
+    CBN_UNROLL for (int r = 0; r < nr; r++) acc[r] = vf_add(s == 2 ? vf_unmix(acc[r]) : acc[r], bias);
     if (e.residual) {
         CBN_UNROLL for (int r = 0; r < nr; r++) {
             if (border == DW_ALL && r >= t->rows) break;
@@ -177,18 +178,18 @@ CBN_INLINE void dw_tile(const dw_rows *t, int64_t c, const int nr, const int kh,
         }                                                                                          \
     }
 DW_DEFINE_(dw_k1, 8, 1, 1)
-DW_DEFINE_(dw_k3, 8, 3, 1)
-DW_DEFINE_(dw_k5, 8, 5, 1)
+DW_DEFINE_(dw_t_k3, 8, 3, 1)
+DW_DEFINE_(dw_t_k5, 8, 5, 1)
 DW_DEFINE_(dw_k7, 7, 7, 1)
-DW_DEFINE_(dw_k3s2, 8, 3, 2)
-DW_DEFINE_(dw_k5s2, 7, 5, 2)
+DW_DEFINE_(dw_t_k3s2, 8, 3, 2)
+DW_DEFINE_(dw_t_k5s2, 7, 5, 2)
 DW_DEFINE_(dw_k7s2, 4, 7, 2)
 
 /* ---- one row: vectors side by side instead of rows --------------------------------------------------------------- */
 
 CBN_INLINE void dw_line_tile(const dw_rows *t, int64_t c, const bool checked) {
     vf acc[DW_LINE_NV];
-    CBN_UNROLL for (int v = 0; v < DW_LINE_NV; v++) acc[v] = vf_set1(t->bias);
+    CBN_UNROLL for (int v = 0; v < DW_LINE_NV; v++) acc[v] = vf_zero();
     for (int32_t d = 0; d < t->nd; d++)
         for (int32_t k = 0; k < t->kw; k++) {
             const int64_t col = c - t->pw + (int64_t)k * t->dw;
@@ -206,6 +207,7 @@ CBN_INLINE void dw_line_tile(const dw_rows *t, int64_t c, const bool checked) {
         const int64_t at = c + v * VF_LANES;
         if (checked && at >= t->ow) break;
         const int64_t cols = checked ? CBN_MIN(t->ow - at, VF_LANES) : VF_LANES;
+        acc[v] = vf_add(acc[v], vf_set1(t->bias));
         if (e.residual) acc[v] = vf_add(acc[v], vf_load_n(e.residual + at, cols));
         dw_store(t, &e, at, acc[v], cols);
     }
@@ -232,7 +234,7 @@ static void dw_any(const dw_rows *t, int64_t in_lo, int64_t in_hi, bool inside) 
     (void)in_lo, (void)in_hi, (void)inside;
     for (int64_t c = 0; c < t->ow; c += VF_LANES) {
         vf acc[DW_ANY_NR];
-        CBN_UNROLL for (int r = 0; r < DW_ANY_NR; r++) acc[r] = vf_set1(t->bias);
+        CBN_UNROLL for (int r = 0; r < DW_ANY_NR; r++) acc[r] = vf_zero();
         const int64_t cols = CBN_MIN(t->ow - c, VF_LANES);
         for (int32_t d = 0; d < t->nd; d++)
             for (int32_t k = 0; k < t->kw; k++) {
@@ -254,11 +256,14 @@ static void dw_any(const dw_rows *t, int64_t in_lo, int64_t in_hi, bool inside) 
         CBN_UNROLL for (int r = 0; r < DW_ANY_NR; r++) {
             const int64_t at = r * t->y_row + c;
             if (r >= t->rows) break;
+            acc[r] = vf_add(acc[r], vf_set1(t->bias));
             if (e.residual) acc[r] = vf_add(acc[r], vf_load_n(e.residual + at, cols));
             dw_store(t, &e, at, acc[r], cols);
         }
     }
 }
+
+#include "kernels/conv_dw_strip_tmpl.h"
 
 /* ---- choosing ---------------------------------------------------------------------------------------------------- */
 
@@ -271,8 +276,8 @@ typedef struct dw_family {
 
 static const dw_family *dw_choose(const cbn_conv_dw_args *a) {
     static const dw_family families[] = {
-        {8, 3, 1, dw_k3},   {8, 5, 1, dw_k5},   {7, 7, 1, dw_k7},   {8, 1, 1, dw_k1},
-        {8, 3, 2, dw_k3s2}, {7, 5, 2, dw_k5s2}, {4, 7, 2, dw_k7s2},
+        {8, 3, 1, dw_t_k3},   {8, 5, 1, dw_t_k5},   {7, 7, 1, dw_k7},   {8, 1, 1, dw_k1},
+        {8, 3, 2, dw_t_k3s2}, {7, 5, 2, dw_t_k5s2}, {4, 7, 2, dw_k7s2},
     };
     static const dw_family line = {1, 1, 1, dw_line};
     static const dw_family any = {DW_ANY_NR, 0, 0, dw_any};
@@ -299,45 +304,10 @@ static void dw_inner_columns(const cbn_conv_dw_args *a, int64_t step, int64_t *l
     if (*hi == *lo) *lo = *hi = 0;
 }
 
-/* A plane of few tiles. In networks there are hundreds of these in a layer, and finding the way through the general
- * code takes longer than computing one. */
-CBN_INLINE void dw_small_tiles(const cbn_conv_dw_args *a, const int nr, const int kh) {
-    dw_rows t;
-    t.w = a->w;
-    t.x_plane = t.w_plane = 0;
-    t.x_row = t.iw = a->iw;
-    t.y_row = t.ow = a->ow;
-    t.nd = t.dw = 1;
-    t.kw = a->kw, t.pw = a->pw;
-    t.bias = a->bias, t.lo = a->lo, t.hi = a->hi;
-    for (int64_t oh = a->oh0; oh < a->oh1; oh += nr) {
-        const int64_t ih = oh - a->ph;
-        t.x = a->x + ih * a->iw;
-        t.y = a->y + oh * a->ow;
-        t.residual = a->residual ? a->residual + oh * a->ow : NULL;
-        t.rows = (int32_t)CBN_MIN(a->oh1 - oh, nr);
-        t.row_lo = CBN_MAX(-ih, 0);
-        t.row_hi = CBN_MAX(t.row_lo, CBN_MIN(a->ih - ih, t.rows - 1 + kh));
-        t.y_room = a->ow < VF_LANES ? (a->oh1 - oh) * a->ow : 0;
-        for (int64_t c = 0; c < a->ow; c += VF_LANES)
-            dw_tile(&t, CBN_MAX(CBN_MIN(c, a->ow - VF_LANES), 0), nr, kh, 1, DW_ALL);
-    }
-}
-
-static bool dw_small(const cbn_conv_dw_args *a) {
-    if (a->ow > 2 * VF_LANES || a->oh1 - a->oh0 > 2 * DW_MAX_NR || a->id != 1 || a->kd != 1 || a->pd != 0 || a->od != 1 ||
-        a->od1 - a->od0 != 1 || a->sh != 1 || a->sw != 1 || a->dh != 1 || a->dw != 1)
-        return false;
-    if (a->kh == 3) dw_small_tiles(a, 8, 3);
-    else if (a->kh == 5) dw_small_tiles(a, 7, 5);
-    else return false;
-    return true;
-}
-
-static void CBN_FN(conv_dw)(const cbn_conv_dw_args *a) {
-    assert(a->kd >= 1 && a->kh >= 1 && a->kw >= 1 && a->sd >= 1 && a->sh >= 1 && a->sw >= 1);
-    if (dw_small(a)) return;
+static void dw_plane(const cbn_conv_dw_args *a, const dw_strip_set *strip) {
     const dw_family *f = dw_choose(a);
+    /* A strip walks down as many rows as the nearest cache holds. */
+    const int64_t nr = strip ? CBN_MAX(DW_BLOCK / CBN_MAX(a->iw * a->sh, 1), 16) : f->nr;
     const bool any = f->kh == 0, line = f->nr == 1;
     const int64_t step = line ? DW_LINE_NV * VF_LANES : VF_LANES;
     /* Rows dh apart form a problem of their own with dilation 1. */
@@ -363,9 +333,9 @@ static void CBN_FN(conv_dw)(const cbn_conv_dw_args *a) {
         t.nd = (int32_t)CBN_MAX(d1 - d0, 0);
         t.w = a->w + d0 * t.w_plane;
         for (int64_t phase = 0; phase < phases; phase++)
-            for (int64_t oh = a->oh0 + phase; oh < a->oh1; oh += f->nr * row_step) {
+            for (int64_t oh = a->oh0 + phase; oh < a->oh1; oh += nr * row_step) {
                 const int64_t ih = oh * a->sh - a->ph;
-                t.rows = (int32_t)CBN_MIN(f->nr, dw_ceil_div(a->oh1 - oh, row_step));
+                t.rows = (int32_t)CBN_MIN(nr, dw_ceil_div(a->oh1 - oh, row_step));
                 t.x = a->x + ((id + d0 * a->dd) * a->ih + ih) * a->iw;
                 t.y = a->y + (od * a->oh + oh) * a->ow;
                 t.residual = a->residual ? a->residual + (od * a->oh + oh) * a->ow : NULL;
@@ -373,9 +343,35 @@ static void CBN_FN(conv_dw)(const cbn_conv_dw_args *a) {
                 t.row_lo = ih >= 0 ? 0 : dw_ceil_div(-ih, row_step);
                 t.row_hi = ih >= a->ih ? 0 : dw_ceil_div(a->ih - ih, row_step);
                 const int64_t needed = (int64_t)(t.rows - 1) * f->s + f->kh;
-                const bool inside = t.rows == f->nr && t.row_lo == 0 && t.row_hi >= needed;
+                const bool inside = t.rows == nr && t.row_lo == 0 && t.row_hi >= needed;
                 if (!any) t.row_hi = CBN_MAX(t.row_lo, CBN_MIN(t.row_hi, needed));
-                f->run(&t, in_lo, in_hi, inside);
+                if (strip) dw_strips(strip, &t);
+                else f->run(&t, in_lo, in_hi, inside);
             }
+    }
+}
+
+static void CBN_FN(conv_dw)(const cbn_conv_dw_args *a) {
+    assert(a->kd >= 1 && a->kh >= 1 && a->kw >= 1 && a->sd >= 1 && a->sh >= 1 && a->sw >= 1);
+    const dw_strip_family *strip = dw_strip_choose(a);
+    if (strip && dw_strip_planes(strip, a)) return;
+    dw_strip_set set;
+    if (strip) {
+        dw_rows t;
+        t.iw = a->iw, t.ow = a->ow;
+        t.kw = a->kw, t.pw = a->pw;
+        dw_strip_set_init(&set, strip, &t);
+    }
+    const dw_strip_set *const strips = strip ? &set : NULL;
+    dw_plane(a, strips);
+    if (a->more == 0) return;
+    cbn_conv_dw_args p = *a;
+    for (int64_t i = 0; i < a->more; i++) {
+        p.x += a->x_step;
+        p.w += (int64_t)a->kd * a->kh * a->kw;
+        p.y += a->od * a->oh * a->ow;
+        if (p.residual) p.residual += a->od * a->oh * a->ow;
+        p.bias = a->more_bias[i];
+        dw_plane(&p, strips);
     }
 }

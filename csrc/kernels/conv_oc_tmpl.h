@@ -99,10 +99,14 @@ CBN_INLINE void CBN_FN(oc_tile)(const int np, const int nv, const cbn_conv_oc_ar
 
     const float *w = a->w;
     const int64_t x_ic = a->x_ic, w_ic = a->w_ic, ntaps = a->ntaps;
+    const float *ahead = a->prefetch ? a->prefetch : w;
+    const int64_t ahead_step = a->prefetch ? a->prefetch_step : 0;
     if (ntaps == 1) {
         int64_t off = a->tap_x[0];
         w += a->tap_w[0];
         for (int64_t i = a->ic; i > 0; i--) {
+            __builtin_prefetch(ahead, 0, 2);
+            ahead += ahead_step;
             CBN_FN(oc_step)(np, nv, acc, w, px, off);
             off += x_ic;
             w += w_ic;
@@ -112,6 +116,8 @@ CBN_INLINE void CBN_FN(oc_tile)(const int np, const int nv, const cbn_conv_oc_ar
         const int64_t *const tx = a->tap_x, *const tw = a->tap_w;
         int64_t xo = 0;
         for (int64_t i = a->ic; i > 0; i--) {
+            __builtin_prefetch(ahead, 0, 2);
+            ahead += ahead_step;
             for (int64_t t = 0; t < ntaps; t++)
                 CBN_FN(oc_step)(np, nv, acc, w + tw[t], px, xo + tx[t]);
             xo += x_ic;

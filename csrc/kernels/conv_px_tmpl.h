@@ -1,73 +1,140 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* conv_px: a tile of TILE_PX_MR output channels by up to TILE_PX_NV vectors of pixels; contract in
+/* conv_px: blocks of up to TILE_PX_MR output channels by up to TILE_PX_NV vectors of pixels; contract in
  * cbn_kernels.h.
  *
  * Needs    CBN_FN, the vec header, TILE_PX_MR, TILE_PX_NV.
  * Defines  CBN_FN(conv_px).
  * Vector registers: TILE_PX_MR*TILE_PX_NV sums + TILE_PX_NV pixels + 1 weight. */
 
-/* nv vectors of pixels; the last one holds `last` of them (masked when it is not whole). */
-CBN_INLINE void CBN_FN(px_tile)(const int nv, const bool whole, const int64_t last,
-                                const cbn_conv_px_args *a) {
-    vf acc[TILE_PX_MR * TILE_PX_NV];
-    CBN_UNROLL for (int i = 0; i < TILE_PX_MR * nv; i++) acc[i] = vf_zero();
+typedef enum { PX_WHOLE, PX_PART, PX_COPY } CBN_FN(px_kind);
 
-    const float *x = a->x, *w = a->w;
-    const float *pf = a->prefetch ? a->prefetch : w;
-    const int64_t pf_step = a->prefetch ? a->prefetch_step : 0, x_ic = a->x_ic;
-    for (int64_t k = a->ic; k > 0; k--) {
-        vf xv[TILE_PX_NV];
-        CBN_UNROLL for (int v = 0; v < nv; v++) xv[v] = vf_pin(
-            whole || v < nv - 1 ? vf_load(x + v * VF_LANES) : vf_load_n(x + v * VF_LANES, last));
-        __builtin_prefetch(pf);
-        CBN_UNROLL for (int c = 0; c < TILE_PX_MR; c++) {
-            const vf b = vf_pin(vf_set1(w[c]));
-            CBN_UNROLL for (int v = 0; v < nv; v++) acc[c * nv + v] =
-                vf_fma(b, xv[v], acc[c * nv + v]);
-        }
-        x += x_ic;
-        w += TILE_PX_MR;
-        pf += pf_step;
-    }
+/* What changes from block to block. */
+typedef struct CBN_FN(px_block) {
+    const float *w, *bias, *residual;
+    float *y;
+} CBN_FN(px_block);
 
+/* Sums of `valid` channels, the last vector holding `last` pixels, to y. The caller makes as much of it constant as it
+ * can: a branch for each vector costs as much as the rest. */
+CBN_INLINE void CBN_FN(px_store)(const int mr, const int nv, const int64_t last, const int64_t valid, const vf *acc,
+                                 const float *res, const CBN_FN(px_block) *b, const cbn_conv_px_args *a) {
     const vf lo = vf_set1(a->epi.lo), hi = vf_set1(a->epi.hi);
-    const float *res = a->epi.residual;
-    float *y = a->y;
-    CBN_UNROLL for (int c = 0; c < TILE_PX_MR; c++) {
-        if (c >= a->oc_valid) break;
-        const vf b = vf_set1(a->epi.bias[c]);
+    float *y = b->y;
+    CBN_UNROLL for (int c = 0; c < mr; c++) {
+        if (c >= valid) break;
+        const vf bias = vf_set1(b->bias[c]);
         CBN_UNROLL for (int v = 0; v < nv; v++) {
-            const int64_t n = whole || v < nv - 1 ? VF_LANES : last;
-            vf s = vf_add(acc[c * nv + v], b);
-            if (res) s = vf_add(s, vf_load_n(res + c * a->y_oc + v * VF_LANES, n));
+            const int64_t n = v < nv - 1 ? VF_LANES : last;
+            vf s = vf_add(acc[c * nv + v], bias);
+            if (res) s = vf_add(s, vf_load_n(res + v * VF_LANES, n));
             vf_store_n(y + v * VF_LANES, vf_min(hi, vf_max(lo, s)), n);
         }
         y += a->y_oc;
+        if (res) res += a->y_oc;
     }
 }
 
-#define PX_INSTANCE_(nv)                                            \
-    static void CBN_FN(px_whole_##nv)(const cbn_conv_px_args *a) {  \
-        CBN_FN(px_tile)(nv, true, VF_LANES, a);                     \
-    }                                                               \
-    static void CBN_FN(px_part_##nv)(const cbn_conv_px_args *a) {   \
-        CBN_FN(px_tile)(nv, false, a->np - (nv - 1) * VF_LANES, a); \
+/* One block. pf moves on by pf_step in each of its ic steps. */
+CBN_INLINE void CBN_FN(px_tile)(const int mr, const int nv, const CBN_FN(px_kind) kind, const int64_t last,
+                                const int64_t valid, const CBN_FN(px_block) *b, float *copy, const float *pf,
+                                const int64_t pf_step, const cbn_conv_px_args *a) {
+    vf acc[TILE_PX_MR * TILE_PX_NV];
+    CBN_UNROLL for (int i = 0; i < mr * nv; i++) acc[i] = vf_zero();
+    const float *x = a->x, *w = b->w;
+    const int64_t x_ic = a->x_ic;
+    for (int64_t k = a->ic; k > 0; k--) {
+        vf xv[TILE_PX_NV];
+        CBN_UNROLL for (int v = 0; v < nv; v++) {
+            const bool all = kind == PX_WHOLE || v < nv - 1;
+            xv[v] = vf_pin(all ? vf_load(x + v * VF_LANES) : vf_load_n(x + v * VF_LANES, last));
+            if (kind == PX_COPY) vf_store(copy + v * VF_LANES, xv[v]);
+        }
+        __builtin_prefetch(pf, 0, 2);
+        CBN_UNROLL for (int c = 0; c < mr; c++) {
+            const vf wv = vf_pin(vf_set1(w[c]));
+            CBN_UNROLL for (int v = 0; v < nv; v++) acc[c * nv + v] = vf_fma(wv, xv[v], acc[c * nv + v]);
+        }
+        x += x_ic;
+        w += mr;
+        pf += pf_step;
+        if (kind == PX_COPY) copy += nv * VF_LANES;
     }
+    if (last < VF_LANES || valid < mr)
+        CBN_FN(px_store)(mr, nv, last, valid, acc, b->residual, b, a);
+    else if (b->residual)
+        CBN_FN(px_store)(mr, nv, VF_LANES, mr, acc, b->residual, b, a);
+    else
+        CBN_FN(px_store)(mr, nv, VF_LANES, mr, acc, NULL, b, a);
+}
+
+/* All blocks: the loop is in here because leaving and entering a function costs as much as some twenty channels. */
+CBN_INLINE void CBN_FN(px_blocks)(const int mr, const int nv, const CBN_FN(px_kind) kind, const cbn_conv_px_args *a) {
+    const int64_t last = a->np - (nv - 1) * VF_LANES;
+    CBN_FN(px_block) b = {a->w, a->epi.bias, a->epi.residual, a->y};
+    const float *pf = a->prefetch ? a->prefetch : b.w;
+    int64_t pf_step = a->prefetch ? a->prefetch_step : 0;
+    for (int64_t left = a->oc_valid; left > 0; left -= mr) {
+        CBN_FN(px_tile)(mr, nv, kind, last, left, &b, a->copy, pf, pf_step, a);
+        b.w += mr * a->ic;
+        b.bias += mr;
+        b.y += mr * a->y_oc;
+        if (b.residual) b.residual += mr * a->y_oc;
+        pf = a->w;
+        pf_step = 0;
+    }
+}
+
+#define PX_INSTANCE_(mr, nv, kind) \
+    static void CBN_FN(CBN_CAT(px_##mr##x##nv, kind))(const cbn_conv_px_args *a) { CBN_FN(px_blocks)(mr, nv, kind, a); }
+#define PX_INSTANCES_(mr, nv) PX_INSTANCE_(mr, nv, PX_WHOLE) PX_INSTANCE_(mr, nv, PX_PART) PX_INSTANCE_(mr, nv, PX_COPY)
 #if TILE_PX_NV == 2
-#define PX_FOR_NV_(X) X(1) X(2)
+#define PX_FOR_NV_(X, mr) X(mr, 1) X(mr, 2)
 #elif TILE_PX_NV == 3
-#define PX_FOR_NV_(X) X(1) X(2) X(3)
+#define PX_FOR_NV_(X, mr) X(mr, 1) X(mr, 2) X(mr, 3)
 #elif TILE_PX_NV == 4
-#define PX_FOR_NV_(X) X(1) X(2) X(3) X(4)
+#define PX_FOR_NV_(X, mr) X(mr, 1) X(mr, 2) X(mr, 3) X(mr, 4)
 #else
 #error "add a list for this TILE_PX_NV"
 #endif
-PX_FOR_NV_(PX_INSTANCE_)
+#if TILE_PX_MR == 4
+#define PX_FOR_TILES_(X, R) R(X, 3) R(X, 4)
+#elif TILE_PX_MR == 6
+#define PX_FOR_TILES_(X, R) R(X, 4) R(X, 5) R(X, 6)
+#elif TILE_PX_MR == 8
+#define PX_FOR_TILES_(X, R) R(X, 5) R(X, 6) R(X, 7) R(X, 8)
+#else
+#error "add a list for this TILE_PX_MR"
+#endif
+PX_FOR_TILES_(PX_INSTANCES_, PX_FOR_NV_)
 
 static void CBN_FN(conv_px)(const cbn_conv_px_args *a) {
-#define PX_NAME_(nv) {CBN_FN(px_part_##nv), CBN_FN(px_whole_##nv)},
-    static void (*const tile[TILE_PX_NV][2])(const cbn_conv_px_args *) = {PX_FOR_NV_(PX_NAME_)};
+#define PX_ROW_(X, mr) {PX_FOR_NV_(X, mr)},
+#define PX_NAMES_(mr, nv)                                                                      \
+    {CBN_FN(CBN_CAT(px_##mr##x##nv, PX_WHOLE)), CBN_FN(CBN_CAT(px_##mr##x##nv, PX_PART)), \
+     CBN_FN(CBN_CAT(px_##mr##x##nv, PX_COPY))},
+    enum { LEAST = CBN_PX_MR_MIN(TILE_PX_MR) };
+    static void (*const tile[TILE_PX_MR - LEAST + 1][TILE_PX_NV][3])(const cbn_conv_px_args *) = {
+        PX_FOR_TILES_(PX_NAMES_, PX_ROW_)};
+    const int mr = a->mr ? a->mr : TILE_PX_MR;
+    assert(LEAST <= mr && mr <= TILE_PX_MR && 1 <= a->oc_valid);
     assert(1 <= a->np && a->np <= TILE_PX_NV * VF_LANES && a->ic >= 0);
-    assert(1 <= a->oc_valid && a->oc_valid <= TILE_PX_MR);
-    tile[(a->np - 1) / VF_LANES][a->np % VF_LANES == 0](a);
+    const int vectors = (int)cbn_ceil_div(a->np, VF_LANES);
+    cbn_conv_px_args rest = *a;
+    if (a->copy) {
+        cbn_conv_px_args first = *a;
+        first.oc_valid = CBN_MIN(a->oc_valid, mr);
+        tile[mr - LEAST][vectors - 1][PX_COPY](&first);
+        rest.oc_valid -= first.oc_valid;
+        if (rest.oc_valid == 0) return;
+        rest.x = a->copy;
+        rest.x_ic = vectors * VF_LANES;
+        rest.x_padded = true;
+        rest.prefetch = NULL;
+        rest.w += mr * a->ic;
+        rest.y += mr * a->y_oc;
+        rest.epi.bias += mr;
+        if (rest.epi.residual) rest.epi.residual += mr * a->y_oc;
+    }
+    const bool whole = rest.x_padded || a->np % VF_LANES == 0;
+    tile[mr - LEAST][vectors - 1][whole ? PX_WHOLE : PX_PART](&rest);
 }

@@ -9,7 +9,9 @@
 #define CBN_ISA_NEEDS CBN_CPU_AVX2
 #define TILE_OC_NP 6
 #define TILE_OC_NV 2
-#define TILE_PX_MR 4
-#define TILE_PX_NV 3
+#define TILE_PX_MR 6
+#define TILE_PX_NV 2
+#define TILE_TAP_MR 4
+#define TILE_TAP_ACC 12
 #define TILE_WINO_NP 6
 #include "kernels/isa_body.h"

@@ -12,5 +12,7 @@
 #define TILE_OC_NV 4
 #define TILE_PX_MR 8
 #define TILE_PX_NV 3
+#define TILE_TAP_MR 8
+#define TILE_TAP_ACC 24
 #define TILE_WINO_NP 14
 #include "kernels/isa_body.h"

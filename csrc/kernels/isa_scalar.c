@@ -8,5 +8,7 @@
 #define TILE_OC_NV 4
 #define TILE_PX_MR 4
 #define TILE_PX_NV 4
+#define TILE_TAP_MR 4
+#define TILE_TAP_ACC 12
 #define TILE_WINO_NP 4
 #include "kernels/isa_body.h"

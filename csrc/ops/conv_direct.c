@@ -25,17 +25,23 @@
 #include "cpu/cbn_cpu.h"
 #include "ops/conv_cost.h"
 #include "ops/conv_direct_priv.h"
+#include "ops/conv_pack.h"
 #include "threads/cbn_parallel.h"
 
 enum {
-    /* Pixels of a job: enough to reuse a chunk of weights often, few enough for its sums to stay in
-     * the L1 cache. */
+    /* Tiles of a job at most: enough to reuse a chunk of weights often. */
     JOB_TILES = 32,
-    /* A chunk of weights of one output channel block stays in L1 while the tiles of a job pass. */
-    CHUNK_BYTES = 16 * 1024,
-    /* Blocks of output channels that share tables, windows and a place for their sums. */
-    BATCH_BLOCKS = 8,
-    PREFETCH_TILES = 4, /* tiles it takes to hide the prefetch of the next weights behind */
+    JOB_TILES_LEAST = 8,
+    /* A chunk of the weights of one block: half of L1, with windows a quarter of L2. Both of these stream, and the
+     * longer a tile runs the better. */
+    CHUNK_BYTES = 32 * 1024,
+    /* Blocks of output channels that share windows and a place for their sums. */
+    BATCH_BLOCKS = 16,
+    BATCH_BLOCKS_WHOLE = 4, /* when all channels are one chunk: the windows stay from batch to batch */
+    TILE_CYCLES = 60,       /* to start and end a tile, and to store pixels one by one */
+    SCATTER_CYCLES = 150,
+    WINDOW_BLOCKS = 2,  /* blocks it takes to earn back the copy of the windows (measured) */
+    WINDOW_CHANNELS = 8,
     WINDOW_STEP = 4,    /* pixels further apart than this share no cache lines worth copying */
     /* Fewer multiply-adds than this (about 10 us) are not worth a thread. */
     THREAD_WORK = 500 * 1000
@@ -52,27 +58,35 @@ static bool direct_supports(const cbn_conv_desc *d, const cbn_conv_context *ctx,
     return true;
 }
 
-/* A row whose tiles would be half empty is cut together with the other rows; so are full rows,
- * since their pixels follow each other in y anyway. Elsewhere tiles end with the row, because only
- * neighbours in y are stored fast. */
+/* Rows are cut into tiles one by one or all pixels together: the latter makes fewer tiles, but only pixels that are
+ * neighbours in y are stored fast. Full rows are neighbours in y, too. */
+static bool region_by_row(const direct_state *s, const region *r, const cbn_conv_desc *d, int np, int64_t rows) {
+    const cbn_axis_class *w = cbn_direct_class(s, r, 2);
+    if (w->out_step != 1 || w->count == d->out[2]) return false;
+    const int64_t cycles = TILE_CYCLES + r->ntaps * s->icg / 4;
+    return rows * cbn_ceil_div(w->count, np) * cycles <= cbn_ceil_div(rows * w->count, np) * (cycles + SCATTER_CYCLES);
+}
+
 static void region_cut(const direct_state *s, const cbn_conv_desc *d, int np, region *r) {
     const cbn_axis_class *w = cbn_direct_class(s, r, 2);
     const int64_t rows = cbn_direct_class(s, r, 0)->count * cbn_direct_class(s, r, 1)->count;
-    const int64_t thin = w->count / cbn_ceil_div(w->count, np);
-    const bool by_row = w->out_step == 1 && w->count != d->out[2] && 2 * thin > np;
-    r->run = by_row ? w->count : w->count * rows;
-    r->per_run = cbn_ceil_div(r->run, np);
     const int64_t tap_rows = cbn_direct_class(s, r, 0)->ntaps * cbn_direct_class(s, r, 1)->ntaps;
     r->ntaps = w->ntaps * tap_rows;
+    r->run = region_by_row(s, r, d, np, rows) ? w->count : w->count * rows;
+    r->per_run = cbn_ceil_div(r->run, np);
     r->segments = r->width = r->reach = 0;
     r->by_tap = false;
     if (r->ntaps == 0 || w->in_step > WINDOW_STEP) return;
-    const int64_t pixels = (cbn_ceil_div(r->run, r->per_run) - 1) * w->in_step + 1;
-    for (int64_t t = 0; t < w->ntaps; t++) r->reach = CBN_MAX(r->reach, w->tap_in[t]);
-    r->by_tap = pixels * w->ntaps < pixels + r->reach;
+    const int64_t pixels = cbn_ceil_div(r->run, r->per_run);
+    const int64_t parts = r->run == w->count ? 1 : CBN_MIN(pixels, (pixels + w->count - 2) / w->count + 1);
+    int64_t reach = 0;
+    for (int64_t t = 0; t < w->ntaps; t++) reach = CBN_MAX(reach, w->tap_in[t]);
+    const int64_t read = (pixels - parts) * w->in_step + parts, one = (pixels - 1) * w->in_step + 1;
+    r->by_tap = read * w->ntaps < read + parts * reach;
     r->segments = r->by_tap ? r->ntaps : tap_rows;
-    if (r->by_tap) r->reach = 0;
-    r->width = pixels + r->reach;
+    r->reach = r->by_tap ? 0 : reach;
+    /* With large steps few parts take most, since what lies between the pixels of a part is copied, too. */
+    r->width = CBN_MAX(read + parts * r->reach, one + r->reach);
 }
 
 static int row_order(const void *a, const void *b) {
@@ -141,12 +155,12 @@ static cbn_status regions_make(direct_state *s, const cbn_conv_desc *d, int np, 
     return CBN_OK;
 }
 
-static int64_t job_count(int64_t tiles) { return cbn_ceil_div(tiles, JOB_TILES); }
+static int64_t job_count(const direct_state *s, int64_t tiles) { return cbn_ceil_div(tiles, s->job_tiles); }
 
 /* The largest sum of taps of the regions a job touches. */
 static int64_t job_taps_max(const direct_state *s) {
     int64_t most = 0;
-    for (int64_t j = 0, jobs = job_count(s->tiles); j < jobs; j++) {
+    for (int64_t j = 0, jobs = job_count(s, s->tiles); j < jobs; j++) {
         const int64_t end = cbn_direct_first(s->tiles, jobs, j + 1);
         int64_t sum = 0;
         for (int64_t r = cbn_direct_region_of(s, cbn_direct_first(s->tiles, jobs, j));
@@ -162,6 +176,10 @@ static void weights_pack(const direct_state *s, const cbn_conv_desc *d, const fl
     const int64_t oc_step = d->transposed ? s->taps : s->icg * s->taps;
     const int64_t ic_step = d->transposed ? s->ocg * s->taps : s->taps;
     float *p = s->w;
+    if (!d->transposed) {
+        cbn_pack_blocks(p, s->vw, w, d->g, s->ocg, s->icg * s->taps);
+        return;
+    }
     for (int64_t g = 0; g < d->g; g++) {
         const float *wg = w + g * (s->ocg * s->icg * s->taps);
         for (int64_t b = 0; b < s->blocks; b++) {
@@ -192,12 +210,6 @@ static void direct_destroy(void *state) {
     cbn_free(s);
 }
 
-/* Blocks it takes to earn back the copy of the windows (measured): more without a stride, where
- * neighbouring tiles share cache lines anyway. */
-static int64_t window_blocks(const cbn_conv_desc *d) {
-    return d->stride[2] == 1 && d->k[2] > 1 ? 8 : 3;
-}
-
 static cbn_status direct_prepare(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *w,
                                  void **state, cbn_error *err) {
     const cbn_kernels *k = ctx->kernels;
@@ -215,19 +227,26 @@ static cbn_status direct_prepare(const cbn_conv_desc *d, const cbn_conv_context 
     s->nv = (int)cbn_ceil_div(vectors, nblocks);
     s->vw = (int64_t)s->nv * k->lanes;
     s->blocks = cbn_ceil_div(s->ocg, s->vw);
-    const int64_t chunk = CBN_MAX(CHUNK_BYTES / (s->taps * s->vw * (int64_t)sizeof(float)), 1);
-    s->ic_chunk = cbn_ceil_div(s->icg, cbn_ceil_div(s->icg, chunk));
-
-    if (s->linear) {
-        s->job_taps = 1;
-    } else {
+    s->job_tiles = JOB_TILES;
+    if (!s->linear) {
         status = regions_make(s, d, k->oc_np, err);
         if (status != CBN_OK) goto done;
-        s->job_taps = job_taps_max(s);
-        if (s->blocks < window_blocks(d)) s->window = 0;
+        if (s->blocks < WINDOW_BLOCKS || s->icg < WINDOW_CHANNELS) s->window = 0;
     }
+    const int64_t l2 = (int64_t)cbn_cpu_cache_sizes().l2;
+    /* Weights that come from further away than L2 in each job want larger jobs, so smaller windows. */
+    const int64_t w_bytes = d->oc * s->icg * s->taps * (int64_t)sizeof(float),
+                  part_of_l2 = w_bytes > 8 * l2 ? l2 / 8 : l2 / 4;
+    const int64_t chunk_bytes = s->window > 0 ? CBN_MAX(part_of_l2, CHUNK_BYTES) : CHUNK_BYTES;
+    const int64_t chunk = CBN_MAX(chunk_bytes / (s->taps * s->vw * (int64_t)sizeof(float)), 1);
+    s->ic_chunk = cbn_ceil_div(s->icg, cbn_ceil_div(s->icg, chunk));
+    if (s->window > 0) {
+        const int64_t bytes = s->window * s->ic_chunk * (int64_t)sizeof(float);
+        s->job_tiles = CBN_MIN(JOB_TILES, CBN_MAX(l2 / 2 / bytes, JOB_TILES_LEAST));
+    }
+    s->job_taps = s->linear ? 1 : job_taps_max(s);
     /* Without windows blocks share nothing but the tables, which stay from item to item. */
-    const int64_t most = s->ic_chunk < s->icg ? BATCH_BLOCKS : 4 * BATCH_BLOCKS;
+    const int64_t most = s->ic_chunk < s->icg ? BATCH_BLOCKS : BATCH_BLOCKS_WHOLE;
     s->batches = s->window > 0 ? cbn_ceil_div(s->blocks, most) : s->blocks;
     s->batch = cbn_ceil_div(s->blocks, s->batches);
     int64_t n;
@@ -248,19 +267,30 @@ done:
 }
 
 /* ---- running --------------------------------------------------------------------------------- */
-/* Asks for what the next job reads in the place of tile t: the hardware does not foresee a walk
- * over channels. */
-static void job_prefetch(const direct_job *job, const tile *t, const float *x, int64_t x_plane,
-                         int64_t ic) {
-    if (t->window || t->ntaps == 0 || job->ahead <= 0) return;
-    const int64_t at = t->xpix[t->np - 1] + t->tap_x[t->ntaps - 1] + job->ahead;
-    if (at >= x_plane) return;
-    for (int64_t i = 0; i < ic; i++) __builtin_prefetch(x + i * x_plane + at, 0, 2);
+/* What the tiles of a block are to prefetch while they compute, a line for every channel of the chunk each: the weights
+ * that come next, then what the next job reads of the image, where the hardware does not foresee the walk. */
+typedef struct ahead {
+    const float *w, *w_end, *x, *x_end;
+    int64_t w_piece, x_plane;
+} ahead;
+
+static void ahead_take(ahead *p, cbn_conv_oc_args *a) {
+    const int64_t line = CBN_CACHE_LINE / (int64_t)sizeof(float);
+    a->prefetch = NULL;
+    if (p->w < p->w_end) {
+        a->prefetch = p->w;
+        a->prefetch_step = line;
+        p->w += p->w_piece;
+    } else if (p->x < p->x_end) {
+        a->prefetch = p->x;
+        a->prefetch_step = p->x_plane;
+        p->x += line;
+    }
 }
 
 /* A batch of blocks of output channels, b0 to b1, of one job. */
 static void batch_run(const direct_run *u, int64_t image, int64_t g, int64_t b0, int64_t b1,
-                      const direct_job *job) {
+                      direct_job *job) {
     const direct_state *s = u->s;
     const cbn_conv_call *call = u->call;
     const int64_t per_ic = s->taps * s->vw;
@@ -270,8 +300,11 @@ static void batch_run(const direct_run *u, int64_t image, int64_t g, int64_t b0,
         a.ic = CBN_MIN(s->ic_chunk, s->icg - i);
         a.load_acc = i > 0;
         const bool last = i + a.ic == s->icg;
-        for (const tile *t = job->tiles; t < job->tiles + job->count; t++)
-            if (t->window) cbn_direct_window_copy(t, x, u->x_plane, a.ic);
+        if (s->ic_chunk < s->icg || job->filled != image * u->groups + g) cbn_direct_windows_copy(job, x, u->x_plane, a.ic);
+        job->filled = image * u->groups + g;
+        ahead pf = {.x_plane = u->x_plane, .w_piece = a.ic * CBN_CACHE_LINE / (int64_t)sizeof(float)};
+        pf.x = x + job->next_from;
+        pf.x_end = x + job->next_to;
         for (int64_t b = b0; b < b1; b++) {
             const int64_t oc0 = g * s->ocg + b * s->vw,
                           y_at = image * u->y_image + oc0 * u->y_plane;
@@ -283,12 +316,9 @@ static void batch_run(const direct_run *u, int64_t image, int64_t g, int64_t b0,
             a.y = last ? (float *)call->y + y_at : NULL;
             const int nv = (int)cbn_ceil_div(a.oc_valid, u->k->lanes);
             float *acc = job->acc + (b - b0) * job->acc_block;
-            const int64_t lines = a.ic * per_ic * (int64_t)sizeof(float) / CBN_CACHE_LINE;
-            const char *next =
-                (const char *)(b + 1 < b1 ? a.w + s->icg * per_ic
-                                          : a.w + (s->ic_chunk - (b1 - 1 - b0) * s->icg) * per_ic);
-            if ((b + 1 == b1 && last) || job->count < PREFETCH_TILES) next = NULL;
-            int64_t fetched = 0;
+            pf.w = a.w + s->icg * per_ic;
+            if (b + 1 == b1 && !last) pf.w = a.w + (s->ic_chunk - (b1 - 1 - b0) * s->icg) * per_ic;
+            pf.w_end = g * s->blocks + b + 1 < u->groups * s->blocks || !last ? pf.w + a.ic * per_ic : pf.w;
             for (const tile *t = job->tiles; t < job->tiles + job->count; t++) {
                 a.x = t->window ? t->window : x;
                 a.x_ic = t->window ? t->r->segments * t->r->width : u->x_plane;
@@ -299,10 +329,7 @@ static void batch_run(const direct_run *u, int64_t image, int64_t g, int64_t b0,
                 a.tap_x = t->tap_x;
                 a.tap_w = t->tap_w;
                 a.acc = acc + t->acc;
-                for (const int64_t goal = (t - job->tiles + 1) * lines / job->count;
-                     next && fetched < goal; fetched++)
-                    __builtin_prefetch(next + fetched * CBN_CACHE_LINE, 0, 2);
-                if (b == b0) job_prefetch(job, t, x, u->x_plane, a.ic);
+                ahead_take(&pf, &a);
                 u->k->conv_oc(t->np, nv, &a);
             }
         }
@@ -332,10 +359,10 @@ static size_t round_up(size_t bytes) {
 }
 
 static void scratch_layout(const direct_state *s, const cbn_kernels *k, direct_run *u) {
-    const int64_t acc = s->ic_chunk < s->icg ? JOB_TILES * k->oc_np * s->vw * s->batch : 0;
-    u->tiles_bytes = round_up(JOB_TILES * sizeof(tile));
+    const int64_t acc = s->ic_chunk < s->icg ? s->job_tiles * k->oc_np * s->vw * s->batch : 0;
+    u->tiles_bytes = round_up((size_t)s->job_tiles * sizeof(tile));
     u->taps_bytes = round_up((size_t)s->job_taps * 4 * sizeof(int64_t));
-    u->window_bytes = round_up((size_t)(JOB_TILES * s->window * s->ic_chunk) * sizeof(float));
+    u->window_bytes = round_up((size_t)(s->job_tiles * s->window * s->ic_chunk) * sizeof(float));
     u->worker_bytes =
         u->tiles_bytes + u->taps_bytes + u->window_bytes + round_up((size_t)acc * sizeof(float));
 }
@@ -364,7 +391,7 @@ static cbn_status direct_go(const cbn_conv_desc *d, const cbn_conv_context *ctx,
         u.images = 1;
         u.tiles = cbn_ceil_div(call->n, ctx->kernels->oc_np);
     }
-    u.jobs = job_count(u.tiles);
+    u.jobs = job_count(s, u.tiles);
     scratch_layout(s, ctx->kernels, &u);
     const int threads = call->max_threads > 0 ? call->max_threads : cbn_threads_get(NULL);
     u.scratch = cbn_scratch_get(u.worker_bytes * (size_t)threads);

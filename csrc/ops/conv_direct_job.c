@@ -23,11 +23,8 @@ static void taps_list(const direct_state *s, const cbn_conv_desc *d, const regio
                          *x = cbn_direct_class(s, r, 2);
     int64_t *tap_x = lists, *tap_w = lists + r->ntaps, *tap_win = tap_w + r->ntaps,
             *seg = tap_win + r->ntaps;
-    if (r->ntaps == 0) return; /* rows without taps have no place in the lists */
-    if (r->ntaps == 0) return; /* rows of taps without columns would still write segments */
+    if (r->ntaps == 0) return; /* rows of taps without columns have no place in the lists */
     int64_t row = 0;
-    if (r->ntaps == 0)
-        return; /* rows of no taps would still be written to seg, for which there is no room then */
     for (int64_t a = 0; a < z->ntaps; a++) {
         for (int64_t b = 0; b < y->ntaps; b++, row++) {
             const int64_t in = (z->tap_in[a] * d->in[1] + y->tap_in[b]) * d->in[2];
@@ -55,7 +52,9 @@ static void tile_fill(const direct_run *u, const region *r, int64_t t, const int
     const int64_t q0 = line * r->run + piece * r->run / r->per_run;
     const int64_t q1 = line * r->run + (piece + 1) * r->run / r->per_run;
     int64_t jx = q0 % x->count, jy = q0 / x->count % y->count, jz = q0 / x->count / y->count;
-    bool x_run = s->window > 0 && r->segments > 0;
+    const bool windowed = s->window > 0 && r->segments > 0;
+    const int64_t reach = r->reach;
+    int64_t x_next = -1, at = 0;
     *out = (tile){.np = (int)(q1 - q0), .ntaps = r->ntaps, .y_run = true, .r = r};
     for (int p = 0; p < out->np;) {
         /* the tile's pixels in one row */
@@ -64,28 +63,28 @@ static void tile_fill(const direct_run *u, const region *r, int64_t t, const int
         const int64_t oz = z->out0 + jz * z->out_step, oy = y->out0 + jy * y->out_step;
         int64_t from = (iz * d->in[1] + iy) * d->in[2] + ix;
         int64_t to = (oz * d->out[1] + oy) * d->out[2] + x->out0 + jx * x->out_step;
-        if (p > 0) {
-            x_run = x_run && from == out->xpix[0] + p * x->in_step;
-            out->y_run = out->y_run && to == out->ypix[0] + p;
-        }
+        if (p > 0) out->y_run = out->y_run && to == out->ypix[0] + p;
         const int end = (int)CBN_MIN(out->np, p + x->count - jx);
+        if (from != x_next) {
+            at += p > 0 ? out->part[out->parts - 1].width : 0;
+            out->part[out->parts++] = (part){.x_at = from, .at = (int32_t)at};
+        }
+        part *const last = &out->part[out->parts - 1];
         for (; p < end; p++, from += x->in_step, to += x->out_step) {
-            out->xpix[p] = from;
+            out->xpix[p] = windowed ? last->at + from - last->x_at : from;
             out->ypix[p] = to;
         }
+        x_next = from;
+        last->width = (int32_t)(from - x->in_step - last->x_at + 1 + reach);
         jx = 0;
         if (++jy < y->count) continue;
         jy = 0;
         jz++;
     }
     if (x->out_step != 1 && out->np > 1) out->y_run = false;
-    out->tap_x = lists;
+    out->tap_x = windowed ? lists + 2 * r->ntaps : lists;
     out->tap_w = lists + r->ntaps;
-    if (!x_run) return;
-    out->tap_x = lists + 2 * r->ntaps;
-    out->segment_x = lists + 3 * r->ntaps;
-    out->x_at = out->xpix[0];
-    for (int p = 0; p < out->np; p++) out->xpix[p] = p * x->in_step;
+    out->segment_x = windowed ? lists + 3 * r->ntaps : NULL;
 }
 
 /* The tables of tiles [t0, t1) of the image. */
@@ -137,14 +136,21 @@ void cbn_direct_job_make(const direct_run *u, int64_t id, direct_job *job) {
         acc += job->tiles[t].np * u->s->vw;
     }
     job->acc_block = acc;
-    const tile *first = job->tiles, *last = first + job->count - 1;
-    job->ahead = u->s->linear ? 0 : last->xpix[last->np - 1] - first->xpix[0];
+    job->filled = -1;
+    /* Jobs walk through the image from front to back: about as much again is read next. */
+    int64_t lo = INT64_MAX, hi = 0;
+    for (const tile *t = job->tiles; t < job->tiles + job->count; t++) {
+        if (t->ntaps == 0 || t->parts == 0) continue;
+        lo = CBN_MIN(lo, t->part[0].x_at);
+        hi = CBN_MAX(hi, t->part[t->parts - 1].x_at);
+    }
+    job->next_from = hi;
+    job->next_to = id + 1 < u->jobs && hi > lo ? CBN_MIN(hi + (hi - lo), u->x_plane) : hi;
 }
 
-/* Copies `width` elements of each of ic channels. The four-element pieces overlap at the end of a
- * row. */
-CBN_INLINE void rows_copy(int pieces, float *to, int64_t to_ic, const float *from, int64_t from_ic,
-                          int64_t width, int64_t ic) {
+/* The same `width` elements of each of ic channels, in pieces of four of which the last two may overlap. */
+CBN_INLINE void part_copy_pieces(int pieces, float *to, int64_t to_ic, const float *from, int64_t from_ic,
+                                 int64_t width, int64_t ic) {
     for (int64_t i = 0; i < ic; i++, to += to_ic, from += from_ic) {
         CBN_UNROLL for (int q = 0; q < pieces; q++) {
             const int64_t at = q < pieces - 1 ? 4 * q : width - 4;
@@ -153,29 +159,44 @@ CBN_INLINE void rows_copy(int pieces, float *to, int64_t to_ic, const float *fro
     }
 }
 
-void cbn_direct_window_copy(const tile *t, const float *x, int64_t x_plane, int64_t ic) {
-    const region *r = t->r;
-    /* A tile with fewer pixels than the region's largest reads less than the region's width. */
-    /* Taps of a row ascend in x, those of a transposed convolution descend. */
-    const int64_t last = CBN_MAX(t->tap_x[0] % r->width, t->tap_x[t->ntaps - 1] % r->width);
-    const int64_t width = t->xpix[t->np - 1] + 1 + (r->by_tap ? 0 : last),
-                  size = r->segments * r->width;
-    for (int64_t g = 0; g < r->segments; g++) {
-        float *to = t->window + g * r->width;
-        const float *from = x + t->x_at + t->segment_x[g];
-        switch ((width + 3) / 4) {
-        case 2:
-            rows_copy(2, to, size, from, x_plane, width, ic);
-            break;
-        case 3:
-            rows_copy(3, to, size, from, x_plane, width, ic);
-            break;
-        case 4:
-            rows_copy(4, to, size, from, x_plane, width, ic);
-            break;
-        default:
-            for (int64_t i = 0; i < ic; i++)
-                memcpy(to + i * size, from + i * x_plane, (size_t)width * sizeof(float));
+static void part_copy(float *to, int64_t to_ic, const float *from, int64_t from_ic, int64_t width, int64_t ic) {
+    if (width < 4) {
+        for (int64_t i = 0; i < ic; i++, to += to_ic, from += from_ic)
+            for (int64_t j = 0; j < width; j++) to[j] = from[j];
+        return;
+    }
+    switch ((width + 3) / 4) {
+    case 1:
+        part_copy_pieces(1, to, to_ic, from, from_ic, width, ic);
+        break;
+    case 2:
+        part_copy_pieces(2, to, to_ic, from, from_ic, width, ic);
+        break;
+    case 3:
+        part_copy_pieces(3, to, to_ic, from, from_ic, width, ic);
+        break;
+    case 4:
+        part_copy_pieces(4, to, to_ic, from, from_ic, width, ic);
+        break;
+    default:
+        for (int64_t i = 0; i < ic; i++) memcpy(to + i * to_ic, from + i * from_ic, (size_t)width * sizeof(float));
+    }
+}
+
+/* A few channels at a time for all tiles: neighbouring tiles read the same lines, and a channel is a page of its own. */
+void cbn_direct_windows_copy(const direct_job *job, const float *x, int64_t x_plane, int64_t ic) {
+    enum { STEP = 8 };
+    for (int64_t i = 0; i < ic; i += STEP) {
+        const int64_t n = CBN_MIN(ic - i, STEP);
+        for (const tile *t = job->tiles; t < job->tiles + job->count; t++) {
+            if (!t->window) continue;
+            const int64_t pitch = t->r->width, size = t->r->segments * pitch;
+            for (int64_t g = 0; g < t->r->segments; g++) {
+                float *to = t->window + i * size + g * pitch;
+                const float *from = x + i * x_plane + t->segment_x[g];
+                for (const part *p = t->part; p < t->part + t->parts; p++)
+                    part_copy(to + p->at, size, from + p->x_at, x_plane, p->width, n);
+            }
         }
     }
 }

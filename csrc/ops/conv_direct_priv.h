@@ -14,9 +14,10 @@ typedef struct region {
     int64_t per_run;    /* tiles of a run */
     int64_t ntaps;
     /* Windows: `segments` pieces of `width` elements for each channel, or none (0). A piece is what
-     * one row of taps reads or, when taps are far apart (by_tap), what one tap reads. */
+     * one row of taps reads or, when taps are far apart (by_tap), what one tap reads: one part for
+     * each row of the image that the tile's pixels lie in. */
     int64_t segments, width;
-    int64_t reach; /* how far a segment goes beyond its last pixel */
+    int64_t reach; /* how far a part goes beyond its last pixel */
     bool by_tap;
 } region;
 
@@ -25,6 +26,7 @@ typedef struct direct_state {
     cbn_axis_plan axis[3];
     int64_t nregions, tiles;
     region *regions;        /* nregions + 1: the last one ends the tile numbers */
+    int64_t job_tiles;      /* most tiles of a job */
     int64_t job_taps;       /* most taps a job's regions have together */
     int64_t window;         /* largest window of a channel; 0: no windows */
     int64_t batches, batch; /* blocks are run in `batches` batches of at most `batch` */
@@ -35,18 +37,23 @@ typedef struct direct_state {
     float *w; /* [group][block][channel][tap][vw], zeros beyond the last channel */
 } direct_state;
 
+/* Pixels of a tile that lie in one row of the image: what they read from x_at on goes to `at` in a piece of the window. */
+typedef struct part {
+    int64_t x_at;
+    int32_t at, width;
+} part;
+
 typedef struct tile {
-    int np;
+    int np, parts;
     bool y_run;
     int64_t ntaps;
     const int64_t *tap_x, *tap_w; /* tap_x: within the window if there is one */
     int64_t xpix[CBN_DIRECT_MAX_NP], ypix[CBN_DIRECT_MAX_NP];
-    int64_t acc; /* where its sums begin, in elements of one block's sums */
-    /* NULL: xpix points into the image. Else what lies from x_at on there, and xpix points here. */
-    float *window;
-    int64_t x_at;
+    int64_t acc;   /* where its sums begin, in elements of one block's sums */
+    float *window; /* NULL: xpix points into the image; else here */
     const region *r;
     const int64_t *segment_x;
+    part part[CBN_DIRECT_MAX_NP];
 } tile;
 
 typedef struct direct_run {
@@ -67,7 +74,8 @@ typedef struct direct_job {
     int64_t *taps;
     float *windows, *acc;
     int64_t acc_block; /* elements of the sums of one block */
-    int64_t ahead;     /* how much further in the image the next job reads */
+    int64_t next_from, next_to; /* part of a plane that the next job reads, roughly */
+    int64_t filled;    /* what its windows hold: number of the image and group, or -1 */
 } direct_job;
 
 CBN_INLINE const cbn_axis_class *cbn_direct_class(const direct_state *s, const region *r,
@@ -84,6 +92,6 @@ CBN_INLINE int64_t cbn_direct_first(int64_t tiles, int64_t jobs, int64_t j) {
 int64_t cbn_direct_region_of(const direct_state *s, int64_t t);
 /* Makes the tables of job number `id` unless *job has them. */
 void cbn_direct_job_make(const direct_run *u, int64_t id, direct_job *job);
-/* Fills the tile's window for ic channels; x: the first of them. */
-void cbn_direct_window_copy(const tile *t, const float *x, int64_t x_plane, int64_t ic);
+/* Fills the windows of the job's tiles for ic channels; x: the first of them. */
+void cbn_direct_windows_copy(const direct_job *job, const float *x, int64_t x_plane, int64_t ic);
 #endif

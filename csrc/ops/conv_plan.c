@@ -69,7 +69,11 @@ cbn_status cbn_plan_state_make(const cbn_conv_plan *p, const cbn_plan_shape *s, 
                                cbn_error *err) {
     out->state = NULL;
     const int64_t before = cbn_alloc_thread_bytes();
-    CBN_TRY(cbn_plan_impls[i]->prepare(&s->d, &p->ctx, p->wide_w ? p->wide_w : p->w, &out->state, err));
+    const bool recycle = cbn_alloc_recycle(p->ctx.one_shot || s->temporary);
+    const cbn_status status =
+        cbn_plan_impls[i]->prepare(&s->d, &p->ctx, p->wide_w ? p->wide_w : p->w, &out->state, err);
+    (void)cbn_alloc_recycle(recycle);
+    if (status != CBN_OK) return status;
     assert(out->state);
     out->bytes = (size_t)(cbn_alloc_thread_bytes() - before);
     return CBN_OK;
@@ -181,11 +185,13 @@ cbn_status cbn_plan_create(const cbn_conv_geometry *g, const void *w, const void
     p->w = opt->borrow ? w : p->own_w;
     p->b = opt->borrow && b ? b : p->own_b;
     bool ok = p->w && p->b;
+    const bool recycle = cbn_alloc_recycle(opt->borrow);
     if (ok && g->dtype == CBN_F16) {
         p->wide_w = widen_copy(p, p->w, p->w_elems);
         p->wide_b = widen_copy(p, p->b, g->oc);
         ok = p->wide_w && p->wide_b;
     }
+    (void)cbn_alloc_recycle(recycle);
     if (!ok) {
         const size_t bytes = (size_t)p->w_elems * elem;
         cbn_plan_destroy(p);

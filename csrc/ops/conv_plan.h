@@ -67,10 +67,14 @@ typedef struct cbn_conv_impl {
 #define CBN_CONV_IMPLS(X) \
     X(amx)                \
     X(depthwise)          \
+    X(linear)             \
     X(pointwise)          \
     X(winograd_4x4)       \
     X(winograd_4x2)       \
     X(winograd_2x2)       \
+    X(upconv)             \
+    X(transposed)         \
+    X(taps)               \
     X(direct)             \
     X(ref)
 #define CBN_IMPL_DECL_(name) extern const cbn_conv_impl cbn_conv_##name;
@@ -90,6 +94,9 @@ typedef struct cbn_plan_options {
     cbn_precision precision;
     const cbn_kernels *kernels; /* NULL: the active table */
     bool borrow;                /* w and b outlive the plan and need no copy (one-shot calls) */
+    /* oc entries each that outlive the plan, or NULL: y = conv(x, w) * scale + shift, for float32 plans of one call without
+     * bias, residual and activation whose weights are more than their outputs. */
+    const float *scale, *shift;
 } cbn_plan_options;
 
 /* w, b: C-contiguous arrays of g->dtype, already folded (ops/bn_fold.h); b may be NULL. Copied

@@ -138,6 +138,29 @@ static cbn_status run_algorithm(const cbn_conv_plan *p, cbn_plan_shape *s, int i
     return status;
 }
 
+/* ---- BatchNorm that was not folded into the weights ---- */
+typedef struct scale_job {
+    const float *scale, *shift;
+    float *y;
+    int64_t oc, plane;
+} scale_job;
+
+/* Planes [begin, end) of all images. */
+static void scale_range(void *arg, int64_t begin, int64_t end, int worker) {
+    (void)worker;
+    const scale_job *j = arg;
+    for (int64_t i = begin; i < end; ++i) {
+        const float scale = j->scale[i % j->oc], shift = j->shift[i % j->oc];
+        float *y = j->y + i * j->plane;
+        for (int64_t k = 0; k < j->plane; ++k) y[k] = y[k] * scale + shift;
+    }
+}
+
+static void scale_outputs(const cbn_conv_plan *p, const cbn_plan_shape *s, int64_t n, float *y) {
+    scale_job job = {p->opt.scale, p->opt.shift, y, p->g.oc, s->y_elems / p->g.oc};
+    cbn_parallel_for(n * p->g.oc, 1 + CONVERT_GRAIN / job.plane, 0, scale_range, &job);
+}
+
 /* ---- one piece ---- */
 /* x, residual and y are in the computation's dtype; x is padded. */
 static cbn_status run_computed(const cbn_conv_plan *p, cbn_plan_shape *s, const void *x,
@@ -153,6 +176,11 @@ static cbn_status run_computed(const cbn_conv_plan *p, cbn_plan_shape *s, const 
                           .lo = clamp ? p->lo : -INFINITY,
                           .hi = clamp ? p->hi : INFINITY};
     CBN_TRY(run_algorithm(p, s, index, &call, err));
+    if (p->opt.scale) {
+        assert(s->d.dtype == CBN_F32 && !residual && p->opt.activation == CBN_ACT_NONE);
+        scale_outputs(p, s, n, y);
+        return CBN_OK;
+    }
     const int64_t total = n * s->y_elems, one = 1;
     if (residual && !impl->fused_epilogue)
         CBN_TRY(cbn_binary(s->d.dtype, CBN_BINARY_ADD, 1, &total, y, &one, residual, &one, 1.0, y,

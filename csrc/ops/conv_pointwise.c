@@ -21,18 +21,23 @@ enum {
     /* Input of a super-panel: more than this falls out of L2 (measured: 1024 channels, 14x14, 5 %
      * slower at 800 KB). */
     SUPER_BYTES = 200 * 1024,
-    PACK_BLOCKS = 8, /* blocks it takes to earn back the copy */
+    BATCH_BYTES = 128 * 1024, /* weights of a batch of blocks: they stay in L2 while the panels pass */
+    PACK_BLOCKS = 2, /* blocks it takes to earn back the copy */
     MIN_VECTORS = 8,
     MIN_VECTORS_STRIDED = 4, /* less: conv_direct copies wider windows for these */
     MAX_PANEL = 64,          /* pixels */
+    MAX_LINES = 96,
     THREAD_WORK = 500 * 1000
 };
 
 typedef struct pointwise_state {
-    int64_t icg, ocg, blocks;
+    int64_t icg, ocg;
+    int64_t blocks, narrow, wider; /* blocks of `narrow` output channels, the first `wider` ones of one more */
+    int64_t min_mr, batches;       /* packed width of a block at least; blocks are spread over batches */
     int64_t plane, x_plane; /* pixels of a channel of y and of x */
     int64_t vectors, panels,
         supers;    /* the plane's vectors are spread evenly over panels, these over super-panels */
+    int64_t even, larger; /* vectors of a panel; the first `larger` panels have one more */
     int64_t super; /* most pixels in a super-panel, rounded up to vectors */
     bool strided, pack;
     size_t w_bytes;
@@ -56,7 +61,7 @@ static bool pointwise_supports(const cbn_conv_desc *d, const cbn_conv_context *c
         else if (d->pad_lo[a] != 0 || d->pad_hi[a] != 0)
             *why_not = "padding is not 0";
     }
-    if (!*why_not && strided && d->oc / d->g < PACK_BLOCKS * ctx->kernels->px_mr)
+    if (!*why_not && strided && d->oc / d->g < 8 * ctx->kernels->px_mr)
         *why_not = "strided with too few output channels to earn back a copy of the input";
     /* conv_direct wastes no lane on the last pixels of a plane; here they cost a vector each. */
     const int64_t least = (strided ? MIN_VECTORS_STRIDED : MIN_VECTORS) * ctx->kernels->lanes;
@@ -75,6 +80,23 @@ static void pointwise_destroy(void *state) {
     cbn_free(s);
 }
 
+/* First output channel of a block; that of block number `blocks` is ocg. */
+static int64_t block_channel(const pointwise_state *s, int64_t b) {
+    return b * s->narrow + CBN_MIN(b, s->wider);
+}
+
+/* Channels its packed weights have room for, and those of the blocks before it. */
+static int64_t block_width(const pointwise_state *s, int64_t b) {
+    return CBN_MAX(s->narrow + (b < s->wider), s->min_mr);
+}
+
+static int64_t width_before(const pointwise_state *s, int64_t b) {
+    const int64_t wide = CBN_MIN(b, s->wider);
+    return wide * block_width(s, 0) + (b - wide) * CBN_MAX(s->narrow, s->min_mr);
+}
+
+static int64_t group_width(const pointwise_state *s) { return width_before(s, s->blocks); }
+
 static cbn_status pointwise_prepare(const cbn_conv_desc *d, const cbn_conv_context *ctx,
                                     const void *w, void **state, cbn_error *err) {
     const int64_t mr = ctx->kernels->px_mr;
@@ -83,6 +105,11 @@ static cbn_status pointwise_prepare(const cbn_conv_desc *d, const cbn_conv_conte
     s->icg = d->ic / d->g;
     s->ocg = d->oc / d->g;
     s->blocks = cbn_ceil_div(s->ocg, mr);
+    s->narrow = s->ocg / s->blocks;
+    s->wider = s->ocg % s->blocks;
+    s->min_mr = CBN_PX_MR_MIN(mr);
+    const int64_t fit_blocks = CBN_MAX(BATCH_BYTES / (mr * s->icg * (int64_t)sizeof(float)), 1);
+    s->batches = cbn_ceil_div(s->blocks, fit_blocks);
     s->plane = d->out[0] * d->out[1] * d->out[2];
     s->x_plane = d->in[0] * d->in[1] * d->in[2];
     s->strided = d->stride[0] * d->stride[1] * d->stride[2] != 1;
@@ -91,26 +118,27 @@ static cbn_status pointwise_prepare(const cbn_conv_desc *d, const cbn_conv_conte
     const int64_t lanes = ctx->kernels->lanes, nv = ctx->kernels->px_nv;
     s->vectors = cbn_ceil_div(s->plane, lanes);
     s->panels = cbn_ceil_div(s->vectors, nv);
+    s->even = s->vectors / s->panels;
+    s->larger = s->vectors % s->panels;
     const int64_t fit = CBN_MAX(SUPER_BYTES / (s->icg * nv * lanes * (int64_t)sizeof(float)), 1);
     s->supers = cbn_ceil_div(s->panels, fit);
     s->super = cbn_ceil_div(s->panels, s->supers) * nv * lanes;
     int64_t n;
-    const bool fits =
-        cbn_mul_ok(d->g * s->blocks * mr, s->icg, &n) && cbn_mul_ok(n, sizeof(float), &n);
+    const bool fits = cbn_mul_ok(d->g * group_width(s), s->icg, &n) && cbn_mul_ok(n, sizeof(float), &n);
     s->w_bytes = fits ? (size_t)n : SIZE_MAX;
     s->w = fits ? cbn_alloc(s->w_bytes) : NULL;
     if (!s->w) {
+        const size_t bytes = s->w_bytes;
         pointwise_destroy(s);
-        return cbn_fail_memory(err, "the packed weights of a convolution",
-                               fits ? (size_t)n : SIZE_MAX);
+        return cbn_fail_memory(err, "the packed weights of a convolution", bytes);
     }
     float *p = s->w;
     for (int64_t g = 0; g < d->g; g++) {
         for (int64_t b = 0; b < s->blocks; b++) {
-            const float *from = (const float *)w + (g * s->ocg + b * mr) * s->icg;
+            const int64_t c0 = block_channel(s, b), valid = block_channel(s, b + 1) - c0, width = block_width(s, b);
+            const float *from = (const float *)w + (g * s->ocg + c0) * s->icg;
             for (int64_t i = 0; i < s->icg; i++)
-                for (int64_t c = 0; c < mr; c++)
-                    *p++ = b * mr + c < s->ocg ? from[c * s->icg + i] : 0.0f;
+                for (int64_t c = 0; c < width; c++) *p++ = c < valid ? from[c * s->icg + i] : 0.0f;
         }
     }
     *state = s;
@@ -119,7 +147,7 @@ static cbn_status pointwise_prepare(const cbn_conv_desc *d, const cbn_conv_conte
 
 /* First pixel of a panel; that of panel number `panels` is at or past the end of the plane. */
 static int64_t panel_pixel(const pointwise_state *s, const cbn_kernels *k, int64_t panel) {
-    return s->vectors * panel / s->panels * k->lanes;
+    return (panel * s->even + CBN_MIN(panel, s->larger)) * k->lanes;
 }
 
 typedef struct pointwise_run {
@@ -135,31 +163,10 @@ static size_t worker_bytes(const pointwise_state *s) {
     return s->pack ? (size_t)(s->super * s->icg) * sizeof(float) : 0;
 }
 
-/* Copies n pixels from p0 on of every channel to out[channel][pixel], `pitch` apart. */
-static void panel_pack(const pointwise_run *u, const float *x, int64_t p0, int64_t n, int64_t pitch,
-                       float *out) {
-    const pointwise_state *s = u->s;
-    const cbn_conv_desc *d = u->d;
-    if (s->strided) {
-        int64_t from[MAX_PANEL];
-        for (int64_t p = 0; p < n; p++) {
-            const int64_t c = (p0 + p) % d->out[2], b = (p0 + p) / d->out[2] % d->out[1];
-            const int64_t a = (p0 + p) / d->out[2] / d->out[1];
-            from[p] =
-                (a * d->stride[0] * d->in[1] + b * d->stride[1]) * d->in[2] + c * d->stride[2];
-        }
-        for (int64_t i = 0; i < s->icg; i++, out += pitch, x += s->x_plane)
-            for (int64_t p = 0; p < n; p++) out[p] = x[from[p]];
-    } else if (n == 24) { /* a size the compiler knows becomes a few vector moves */
-        for (int64_t i = 0; i < s->icg; i++, out += pitch)
-            memcpy(out, x + i * s->x_plane + p0, 24 * sizeof(float));
-    } else if (n == 16) {
-        for (int64_t i = 0; i < s->icg; i++, out += pitch)
-            memcpy(out, x + i * s->x_plane + p0, 16 * sizeof(float));
-    } else {
-        for (int64_t i = 0; i < s->icg; i++, out += pitch)
-            memcpy(out, x + i * s->x_plane + p0, (size_t)n * sizeof(float));
-    }
+/* Where output pixel p lies in a channel of x. */
+static int64_t pixel_at(const cbn_conv_desc *d, int64_t p) {
+    const int64_t c = p % d->out[2], b = p / d->out[2] % d->out[1], a = p / d->out[2] / d->out[1];
+    return (a * d->stride[0] * d->in[1] + b * d->stride[1]) * d->in[2] + c * d->stride[2];
 }
 
 /* What a tile covers: n pixels from p0 on, `pitch` of room. */
@@ -174,52 +181,111 @@ static panel panel_get(const pointwise_run *u, int64_t number) {
     return p;
 }
 
-/* One block of output channels over panels [first, end); packed: NULL or these panels one after the
- * other. */
-static void block_run(const pointwise_run *u, int64_t image, int64_t g, int64_t first, int64_t end,
-                      int64_t b, const float *x, const float *packed) {
+/* Copies every channel's pixels of a strided panel. */
+static void panel_pack(const pointwise_run *u, const panel *t, const float *x, float *out) {
     const pointwise_state *s = u->s;
-    const int64_t mr = u->k->px_mr, oc0 = g * s->ocg + b * mr;
+    int64_t from[MAX_PANEL];
+    for (int64_t p = 0; p < t->n; p++) from[p] = pixel_at(u->d, t->p0 + p);
+    for (int64_t i = 0; i < s->icg; i++, out += t->pitch, x += s->x_plane) {
+        for (int64_t p = 0; p < t->n; p++) out[p] = x[from[p]];
+        for (int64_t p = t->n; p < t->pitch; p++) out[p] = 0.0f;
+    }
+}
+
+/* A super-panel, panels [i0, i1) of a group of an image, and the one a worker takes after it. */
+typedef struct super_panel {
+    int64_t i0, i1;
+    const float *x, *next_x; /* first channel of the group; NULL: no next one */
+    int64_t lines[MAX_LINES], nlines; /* of each channel of the next one, as offsets from next_x */
+    int64_t line, calls, due;         /* next line to ask for; the lines are spread over so many tiles */
+} super_panel;
+
+static const float *super_find(const pointwise_run *u, int64_t number, int64_t *i0, int64_t *i1) {
+    const pointwise_state *s = u->s;
+    const int64_t image = number / s->supers / u->d->g, g = number / s->supers % u->d->g, super = number % s->supers;
+    *i0 = s->panels * super / s->supers;
+    *i1 = s->panels * (super + 1) / s->supers;
+    return (const float *)u->call->x + (image * u->d->ic + g * s->icg) * s->x_plane;
+}
+
+static void super_lines(const pointwise_run *u, int64_t i0, int64_t i1, super_panel *t) {
+    enum { LINE = CBN_CACHE_LINE / sizeof(float) };
+    const int64_t end = CBN_MIN(panel_pixel(u->s, u->k, i1), u->s->plane);
+    int64_t last = INT64_MIN / 2;
+    t->nlines = 0;
+    for (int64_t p = panel_pixel(u->s, u->k, i0); p < end && t->nlines < MAX_LINES; p++) {
+        const int64_t at = pixel_at(u->d, p);
+        if (at - last < LINE && p + 1 < end) continue;
+        t->lines[t->nlines++] = last = at;
+    }
+}
+
+/* The next line to ask for, when it is time. */
+static const float *super_prefetch(super_panel *t) {
+    t->due += t->nlines;
+    if (t->due < t->calls || t->line == t->nlines) return NULL;
+    t->due -= t->calls;
+    return t->next_x + t->lines[t->line++];
+}
+
+/* Blocks [b0, b1) of one width over the super-panel. packed: NULL or where its copy is; `copy`: is made now. */
+static void blocks_run(const pointwise_run *u, int64_t image, int64_t g, super_panel *t, int64_t b0, int64_t b1,
+                       float *packed, bool copy) {
+    const pointwise_state *s = u->s;
+    const int64_t c0 = block_channel(s, b0), oc0 = g * s->ocg + c0;
     const float *residual = u->call->residual;
-    cbn_conv_px_args a = {.y_oc = s->plane, .ic = s->icg};
-    a.w = s->w + (g * s->blocks + b) * s->icg * mr;
-    a.oc_valid = (int32_t)CBN_MIN(s->ocg - b * mr, mr);
+    cbn_conv_px_args a = {.y_oc = s->plane, .ic = s->icg, .prefetch_step = s->x_plane};
+    a.mr = (int32_t)block_width(s, b0);
+    a.w = s->w + (g * group_width(s) + width_before(s, b0)) * s->icg;
+    a.oc_valid = (int32_t)(block_channel(s, b1) - c0);
     a.epi = (cbn_epilogue_args){(const float *)u->call->bias + oc0, NULL, u->call->lo, u->call->hi};
-    for (int64_t i = first; i < end; i++) {
+    for (int64_t i = t->i0; i < t->i1; i++) {
         const panel p = panel_get(u, i);
         const int64_t at = (image * u->d->oc + oc0) * s->plane + p.p0;
+        if (copy && s->strided) panel_pack(u, &p, t->x, packed);
+        const bool from_image = !packed || (copy && !s->strided);
         a.np = (int32_t)p.n;
-        a.x = packed ? packed : x + p.p0;
-        a.x_ic = packed ? p.pitch : s->x_plane;
+        a.x = from_image ? t->x + p.p0 : packed;
+        a.x_ic = from_image ? s->x_plane : p.pitch;
+        a.x_padded = !from_image;
+        a.copy = copy && !s->strided ? packed : NULL;
         a.y = (float *)u->call->y + at;
         a.epi.residual = residual ? residual + at : NULL;
+        a.prefetch = super_prefetch(t);
         u->k->conv_px(&a);
         if (packed) packed += p.pitch * s->icg;
     }
 }
 
-/* Items are numbered image, group, super-panel, block. */
+static void super_enter(const pointwise_run *u, int64_t item, int64_t end, super_panel *t) {
+    const pointwise_state *s = u->s;
+    const int64_t number = item / s->batches, stop = CBN_MIN((number + 1) * s->batches, end);
+    t->next_x = NULL;
+    t->nlines = t->line = t->due = 0;
+    if (stop < end) {
+        t->next_x = super_find(u, number + 1, &t->i0, &t->i1);
+        super_lines(u, t->i0, t->i1, t);
+    }
+    t->x = super_find(u, number, &t->i0, &t->i1);
+    t->calls = (stop - item) * (t->i1 - t->i0);
+}
+
+/* Items are numbered image, group, super-panel, batch of blocks. */
 static void pointwise_range(void *arg, int64_t begin, int64_t end, int worker) {
     const pointwise_run *u = arg;
     const pointwise_state *s = u->s;
     float *packed = s->pack ? (float *)(u->scratch + (size_t)worker * u->worker_bytes) : NULL;
-    int64_t have = -1;
+    super_panel t = {0};
     for (int64_t item = begin; item < end; item++) {
-        const int64_t b = item % s->blocks, rest = item / s->blocks;
-        const int64_t image = rest / s->supers / u->d->g, g = rest / s->supers % u->d->g,
-                      super = rest % s->supers;
-        const int64_t i0 = s->panels * super / s->supers, i1 = s->panels * (super + 1) / s->supers;
-        const float *x = (const float *)u->call->x + (image * u->d->ic + g * s->icg) * s->x_plane;
-        if (packed && rest != have) {
-            float *out = packed;
-            for (int64_t i = i0; i < i1; i++) {
-                const panel p = panel_get(u, i);
-                panel_pack(u, x, p.p0, p.n, p.pitch, out);
-                out += p.pitch * s->icg;
-            }
-        }
-        have = rest;
-        block_run(u, image, g, i0, i1, b, x, packed);
+        const int64_t batch = item % s->batches, number = item / s->batches;
+        const int64_t g = number / s->supers % u->d->g, image = number / s->supers / u->d->g;
+        const int64_t b0 = batch * s->blocks / s->batches, b1 = (batch + 1) * s->blocks / s->batches;
+        const int64_t change = CBN_MAX(CBN_MIN(s->wider, b1), b0); /* the first block that is not wider */
+        bool copy = batch == 0 || item == begin;
+        if (copy) super_enter(u, item, end, &t);
+        copy = copy && packed;
+        if (b0 < change) blocks_run(u, image, g, &t, b0, change, packed, copy);
+        if (change < b1) blocks_run(u, image, g, &t, change, b1, packed, copy && b0 == change);
     }
 }
 
@@ -236,8 +302,8 @@ static cbn_status pointwise_go(const cbn_conv_desc *d, const cbn_conv_context *c
             return cbn_fail_memory(err, "scratch of a convolution",
                                    u.worker_bytes * (size_t)threads);
     }
-    const int64_t work = CBN_MIN(s->super, s->plane) * ctx->kernels->px_mr * s->icg;
-    cbn_parallel_for(call->n * d->g * s->supers * s->blocks, CBN_MAX(THREAD_WORK / work, 1),
+    const int64_t work = CBN_MIN(s->super, s->plane) * cbn_ceil_div(s->ocg, s->batches) * s->icg;
+    cbn_parallel_for(call->n * d->g * s->supers * s->batches, CBN_MAX(THREAD_WORK / work, 1),
                      threads, pointwise_range, &u);
     cbn_scratch_put(u.scratch);
     return CBN_OK;

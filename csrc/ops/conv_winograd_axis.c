@@ -33,7 +33,7 @@ static bool axis_make(const cbn_conv_desc *d, int axis, int n, int m, wino_axis 
     a->phases = a->sets = 1;
     a->steps = 1;
     if (d->transposed) {
-        /* Output o meets kernel index t at input (o + lo - t)/s. With o + lo = s*j + u these are t = u + s*i at j - i. */
+        /* Output o meets kernel index t at input (o + lo - t)/s. With o + lo = s*j + u: t = u + s*i meets j - i. */
         if (dil != 1 || s > CBN_WINO_SETS) return false;
         const int64_t most = cbn_ceil_div(k, s);
         a->steps = a->sets = (int)s;
@@ -107,7 +107,8 @@ static cbn_conv_desc depth_as_height(const cbn_conv_desc *d) {
     return out;
 }
 
-bool cbn_wino_geometry_make(const cbn_conv_desc *full, int lanes, int nh, int nw, wino_geometry *g, const char **why_not) {
+bool cbn_wino_geometry_make(const cbn_conv_desc *full, int lanes, int nh, int nw, wino_geometry *g,
+                            const char **why_not) {
     const cbn_conv_desc desc = depth_as_height(full), *d = &desc;
     *g = (wino_geometry){.groups = d->g, .icg = d->ic / d->g, .ocg = d->oc / d->g, .lanes = lanes};
     g->icp = cbn_ceil_div(g->icg, lanes) * lanes;
@@ -144,16 +145,29 @@ bool cbn_wino_geometry_make(const cbn_conv_desc *full, int lanes, int nh, int nw
     return true;
 }
 
-/* Fitted to simulations of sums over ReLU'd and of normal data, with chunks of 32 channels. */
+/* Of sums taken in one go; fitted to simulations with ReLU'd data. */
 static double axis_error(const wino_axis *a) {
     static const double six[] = {0, 0, 1.15, 1.24, 1.44, 1.87};
     if (a->n == 1) return 1.08;
     return a->n == 6 ? six[a->m] : a->m == 2 ? 0.87 : 1.06;
 }
 
-double cbn_wino_error(const wino_geometry *g) {
-    const double terms = (double)(g->icg * g->h.npieces * g->w.npieces * g->z.k);
-    return axis_error(&g->h) * axis_error(&g->w) * 0.77 * pow(64.0 / terms, 0.42);
+static double error_of(const wino_geometry *g, int64_t chunk) {
+    const int pieces = g->h.npieces * g->w.npieces;
+    const double terms = (double)(g->icg * pieces * g->z.k);
+    /* Rounding errors of a sum of n random terms grow like n: here those of chunks, of the sum of chunks, and the rest. */
+    const double share = (double)chunk / terms + 1.0 / (double)chunk + 0.03;
+    /* Pieces with fewer taps than they could have add to the errors but not to the sum. */
+    const double filled = (double)(g->h.k * g->w.k) / (double)(g->sets * pieces * g->h.r * g->w.r);
+    return axis_error(&g->h) * axis_error(&g->w) * sqrt((share < 1.0 ? share : 1.0) / filled);
+}
+
+int64_t cbn_wino_chunk(const wino_geometry *g, cbn_precision precision) {
+    /* What is allowed, less some room for data that are worse than those of the simulations. */
+    const double most = precision == CBN_PRECISION_STRICT ? 0.8 : 1.6;
+    int64_t chunk = 256;
+    while (chunk > 16 && (chunk / 2 >= g->icp || error_of(g, chunk) > most)) chunk /= 2;
+    return precision == CBN_PRECISION_FAST || error_of(g, chunk) <= most ? chunk : 0;
 }
 
 int64_t cbn_wino_band_tiles(const wino_axis *w, int64_t first, int64_t end, int32_t *col_in, int32_t *col_out) {
@@ -171,15 +185,16 @@ int64_t cbn_wino_band_tiles(const wino_axis *w, int64_t first, int64_t end, int3
 
 static int64_t round_to(int64_t a, int64_t step) { return cbn_ceil_div(a, step) * step; }
 
-/* A block's transformed inputs should lie in the L2 cache, but where many weights are read anew for each block it pays to
- * have more tiles than fit there: weights then come from the L3 cache while inputs are used from L2 point by point. */
-void cbn_wino_blocking_make(const wino_geometry *g, const cbn_kernels *k, wino_blocking *b) {
+/* A block's transformed inputs should lie in the L2 cache, but where many weights are read anew for each block it pays
+ * to have more tiles than fit there: weights then come from the L3 cache while inputs are used point by point. */
+void cbn_wino_blocking_make(const wino_geometry *g, const cbn_conv_context *ctx, wino_blocking *b) {
+    const cbn_kernels *k = ctx->kernels;
     const int64_t l2 = (int64_t)cbn_cpu_cache_sizes().l2 / (int64_t)sizeof(float), points = g->h.n * g->w.n;
     const int64_t planes = g->z.k * g->h.npieces * g->w.npieces;
     const int64_t per_tile = points * planes * g->icp;
     const int64_t u = g->pairs * g->z.k * g->icp * g->vectors * g->lanes;
-    *b = (wino_blocking){.chunk = g->icp * planes <= 32 ? 16 : 32};
-    const int64_t fits = l2 / 2 / per_tile, least = u > l2 ? 8 * k->wino_np : 2 * k->wino_np;
+    *b = (wino_blocking){.chunk = cbn_wino_chunk(g, ctx->precision)};
+    const int64_t fits = l2 / 2 / per_tile, least = u > l2 ? 64 : 2 * k->wino_np;
     int64_t most = CBN_MAX(fits, least);
     /* Equal strips no wider than that. */
     for (b->strips = 1;; b->strips++) {

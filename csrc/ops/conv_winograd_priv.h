@@ -12,9 +12,9 @@ enum { CBN_WINO_PIECES = 6, CBN_WINO_SETS = 8, CBN_WINO_DEPTH = 7 };
  * grid of every in_step-th input:
  *   input b of piece q, tile t, phase f:   in0 + f + t*in_tile + piece[q].in + b*in_step    (outside the image: zero)
  *   output a of tile t, phase or set u:    out0 + u + (t*m + a)*steps
- * A dilated axis has `steps` phases: interleaved convolutions of the same weights (tiles of their own). A transposed one
- * has `steps` sets of weights, which all see the same tiles. Else steps is 1. Tap b of piece q and set u is kernel index
- * piece[q].k0 + u + b*k_step, none if that is not in 0..k-1. */
+ * A dilated axis has `steps` phases: interleaved convolutions of the same weights (tiles of their own). A transposed
+ * one has `steps` sets of weights, which all see the same tiles. Else steps is 1. Tap b of piece q and set u is kernel
+ * index piece[q].k0 + u + b*k_step, none if that is not in 0..k-1. */
 typedef struct wino_piece {
     int64_t in, k0;
     int ntaps;
@@ -45,8 +45,8 @@ typedef struct wino_geometry {
     int64_t pairs;                 /* point, piece combinations that have weights: sum over points, one depth tap */
 } wino_geometry;
 
-/* How the work is cut. A band is a row of tiles, a strip some columns of tiles (of all phases), a block some bands of one
- * strip, a slice the output channels whose sums are held at a time. */
+/* How the work is cut. A band is a row of tiles, a strip some columns of tiles (of all phases), a block some bands of
+ * one strip, a slice the output channels whose sums are held at a time. */
 typedef struct wino_blocking {
     int64_t strips;
     int64_t strip_tiles; /* most tiles of a band of a strip */
@@ -54,7 +54,7 @@ typedef struct wino_blocking {
     int64_t slice;       /* vectors of a slice, a multiple of 2 and of the sets */
     int64_t slices;
     int64_t k_part; /* channels of one wino_gemm call */
-    int64_t chunk;
+    int64_t chunk;  /* of these to sum in one go */
 } wino_blocking;
 
 typedef struct wino_state {
@@ -67,16 +67,19 @@ typedef struct wino_state {
 
 /* Points nh x nw. False: *why_not is a phrase for explain(). */
 bool cbn_wino_geometry_make(const cbn_conv_desc *d, int lanes, int nh, int nw, wino_geometry *g, const char **why_not);
-/* Estimate of the rms error as a multiple of that of a sequential float32 sum. */
-double cbn_wino_error(const wino_geometry *g);
-void cbn_wino_blocking_make(const wino_geometry *g, const cbn_kernels *k, wino_blocking *b);
-/* Tiles of a band whose columns of tiles are first .. end-1; col_in, col_out (may be NULL) get their columns relative to
- * those of tile `first` of phase 0. */
+/* Channels to sum in one go: as many as keep the expected rms error within that of the precision, 0 if none do. */
+int64_t cbn_wino_chunk(const wino_geometry *g, cbn_precision precision);
+void cbn_wino_blocking_make(const wino_geometry *g, const cbn_conv_context *ctx, wino_blocking *b);
+/* Tiles of a band whose columns of tiles are first .. end-1; col_in, col_out (may be NULL) get their columns relative
+ * to those of tile `first` of phase 0. */
 int64_t cbn_wino_band_tiles(const wino_axis *w, int64_t first, int64_t end, int32_t *col_in, int32_t *col_out);
 
-cbn_status cbn_wino_run(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, const cbn_conv_call *call,
-                        cbn_error *err);
-size_t cbn_wino_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n, int threads);
+/* Fills s->u. */
+void cbn_wino_pack(const cbn_conv_desc *d, const wino_state *s, const float *w);
+cbn_status cbn_wino_run(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
+                        const cbn_conv_call *call, cbn_error *err);
+size_t cbn_wino_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n,
+                          int threads);
 
 /* Pieces that have weights at point (i, j), of one depth tap. */
 CBN_INLINE int cbn_wino_rows_at(const wino_axis *a, int i) { return i == a->n - 1 ? a->nfull : a->npieces; }
@@ -85,6 +88,19 @@ CBN_INLINE int cbn_wino_pieces_at(const wino_geometry *g, int i, int j) {
 }
 CBN_INLINE int64_t cbn_wino_phase_tiles(const wino_axis *a, int64_t phase) {
     return a->sets > 1 ? a->tiles : cbn_ceil_div(cbn_ceil_div(a->out - phase, a->steps), a->m);
+}
+/* Inputs a tile reaches beyond its first. */
+CBN_INLINE int64_t cbn_wino_reach(const wino_axis *a) {
+    int64_t reach = 0;
+    for (int q = 0; q < a->npieces; q++) reach = CBN_MAX(reach, a->piece[q].in + (a->n - 1) * a->in_step);
+    return reach;
+}
+/* Rows of the input that bands of one phase may read: every how many, and how many of these a band spans. */
+CBN_INLINE int64_t cbn_wino_row_step(const wino_axis *h) { return h->phases > 1 ? h->in_step : 1; }
+CBN_INLINE int64_t cbn_wino_rows(const wino_axis *h) { return cbn_wino_reach(h) / cbn_wino_row_step(h) + 1; }
+/* Columns of the input that `ntiles` columns of tiles read. */
+CBN_INLINE int64_t cbn_wino_columns(const wino_axis *w, int64_t ntiles) {
+    return w->phases + (ntiles - 1) * w->in_tile + cbn_wino_reach(w);
 }
 /* Part i of n equal parts of 0..total begins here. */
 CBN_INLINE int64_t cbn_wino_cut(int64_t total, int64_t n, int64_t i) { return total / n * i + CBN_MIN(i, total % n); }

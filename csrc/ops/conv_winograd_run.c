@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Running a Winograd convolution: block by block, rows of the input are brought into lanes and transformed (V), multiplied
- * with the transformed weights for each point (M, one slice of output channels at a time), transformed back into rows of
- * lanes (O) and stored as rows of y.
+/* Running a Winograd convolution: block by block, rows of the input are brought into lanes and transformed (V),
+ * multiplied with the transformed weights for each point (M, one slice of output channels at a time), transformed back
+ * into rows of lanes (O) and stored as rows of y.
  *
  * With several threads either each takes blocks of its own, or, when there are too few of them, all work on one block:
  * first each transforms some input channels, then each takes slices. Neither changes the order of any sum. */
 #include <string.h>
 
 #include "base/cbn_alloc.h"
+#include "cpu/cbn_cpu.h"
 #include "ops/conv_winograd_priv.h"
 #include "threads/cbn_parallel.h"
 
@@ -43,6 +44,7 @@ typedef struct run {
     int64_t segments;         /* pieces of depth, where it is summed */
     int64_t items;
     int64_t x_c, y_c;         /* elements of a channel */
+    bool ahead;               /* the input lies beyond the L2 cache */
     int64_t slots, rows;      /* planes in v; rows in lanes kept at a time */
     int64_t v_b, v_piece, v_plane, v_xi, m_t, m_v, s_row, o_row;
     /* Scratch in floats: of a block, of a worker. */
@@ -56,18 +58,6 @@ typedef struct run {
 static int64_t lines(int64_t floats) { return cbn_ceil_div(floats, 16) * 16; }
 /* An odd number of cache lines, so that steps of this length meet all sets of a cache. */
 static int64_t odd_lines(int64_t floats) { return (cbn_ceil_div(floats, 16) | 1) * 16; }
-
-static int64_t row_unit(const wino_axis *h) { return h->phases > 1 ? h->in_step : 1; }
-
-static int64_t axis_reach(const wino_axis *a) {
-    int64_t reach = 0;
-    for (int q = 0; q < a->npieces; q++) reach = CBN_MAX(reach, a->piece[q].in + (a->n - 1) * a->in_step);
-    return reach;
-}
-
-static int64_t strip_columns(const wino_axis *w, int64_t ntiles) {
-    return w->phases - 1 + (ntiles - 1) * w->in_tile + axis_reach(w) + 1;
-}
 
 static void run_layout(run *u, int64_t n, int threads) {
     const wino_geometry *g = u->g;
@@ -91,8 +81,9 @@ static void run_layout(run *u, int64_t n, int threads) {
     }
     u->x_c = g->z.in * g->h.in * g->w.in;
     u->y_c = g->z.out * g->h.out * g->w.out;
+    u->ahead = g->groups * g->icg * u->x_c * (int64_t)sizeof(float) > (int64_t)cbn_cpu_cache_sizes().l2;
     u->slots = u->deep ? (g->z.k - 1) * g->z.dil + 1 : 1;
-    u->rows = axis_reach(&g->h) / row_unit(&g->h) + 1;
+    u->rows = cbn_wino_rows(&g->h);
 
     u->v_b = odd_lines(u->tiles * lanes);
     u->v_piece = g->icp / lanes * u->v_b;
@@ -101,7 +92,7 @@ static void run_layout(run *u, int64_t n, int threads) {
     u->m_t = odd_lines(points * lanes);
     u->m_v = u->tiles * u->m_t;
     const int64_t strip_tiles = cbn_ceil_div(g->w.tiles, b->strips);
-    u->s_row = odd_lines(strip_columns(&g->w, strip_tiles) * lanes);
+    u->s_row = odd_lines(cbn_wino_columns(&g->w, strip_tiles) * lanes);
     u->o_row = odd_lines(strip_tiles * g->w.m * g->w.steps * lanes);
 
     u->col_floats = lines(b->strip_tiles);
@@ -145,8 +136,8 @@ static void block_make(const run *u, int64_t item, float *scratch, block *k) {
     k->bands = cbn_wino_cut(u->bands, u->blocks, i + 1) - k->band0;
     k->first = cbn_wino_cut(g->w.tiles, b->strips, strip);
     k->end = cbn_wino_cut(g->w.tiles, b->strips, strip + 1);
-    k->ncols = strip_columns(&g->w, k->end - k->first);
-    k->piece_ncols = k->ncols - axis_reach(&g->w) + (g->w.n - 1) * g->w.in_step;
+    k->ncols = cbn_wino_columns(&g->w, k->end - k->first);
+    k->piece_ncols = k->ncols - cbn_wino_reach(&g->w) + (g->w.n - 1) * g->w.in_step;
     k->col_in = (int32_t *)(void *)scratch;
     k->col_out = (int32_t *)(void *)(scratch += u->col_floats);
     k->ring = (int64_t *)(void *)(scratch += u->col_floats);
@@ -171,12 +162,20 @@ static band band_at(const run *u, const block *k, int64_t i, int64_t z) {
 }
 
 /* ---- inputs ---- */
+/* Asks for a row of the next vector of channels: the hardware does not foresee the jump. */
+static void row_prefetch(const run *u, const float *x, int64_t x0, int64_t n) {
+    const wino_geometry *g = u->g;
+    const int64_t first = CBN_MAX(x0, 0), end = CBN_MIN(x0 + n, g->w.in);
+    for (int64_t l = 0; l < g->lanes; l++, x += u->x_c)
+        for (int64_t i = first; i < end; i += CBN_CACHE_LINE / (int64_t)sizeof(float)) __builtin_prefetch(x + i, 0, 2);
+}
+
 /* One vector of input channels of the bands of a block, plane `plane` (its own one where depth is not summed), to v. */
 static void channels_in(const run *u, const block *k, int64_t plane, int64_t slot, int64_t c, float *scratch) {
     enum { NONE = -1 };
     const wino_geometry *g = u->g;
     const wino_axis *h = &g->h, *w = &g->w;
-    const int64_t lanes = g->lanes, unit = row_unit(h);
+    const int64_t lanes = g->lanes, unit = cbn_wino_row_step(h);
     const int nch = (int)CBN_MIN(g->icg - c * lanes, lanes);
     float *rows = scratch, *zeros = scratch + u->rows * u->s_row;
     int64_t held[64]; /* which row of which frame lies in each slot of `rows` */
@@ -186,15 +185,17 @@ static void channels_in(const run *u, const block *k, int64_t plane, int64_t slo
                           .nw = w->n,
                           .ncols = k->ncols,
                           .ntiles = k->band_tiles,
+                          .col = k->col_in,
                           .step = w->in_step,
                           .tmp = scratch + u->s_floats,
                           .v_xi = u->v_xi};
     const int64_t x0 = w->in0 + k->first * w->in_tile;
+    float *v = k->v + slot * u->v_plane + c * u->v_b;
     for (int64_t i = 0; i < k->bands; i++) {
         const band at = band_at(u, k, i, 0);
         const int64_t z = u->deep ? plane : at.z * g->z.stride - g->z.pad;
-        const float *x = (const float *)u->call->x + (at.image * g->groups * g->icg + k->group * g->icg + c * lanes) * u->x_c +
-                         z * h->in * w->in;
+        const int64_t channel = (at.image * g->groups + k->group) * g->icg + c * lanes;
+        const float *x = (const float *)u->call->x + channel * u->x_c + z * h->in * w->in;
         const int64_t y0 = at.phase + at.row * h->in_tile;
         for (int qh = 0; qh < h->npieces; qh++) {
             for (int r = 0; r < h->n; r++) {
@@ -203,15 +204,17 @@ static void channels_in(const run *u, const block *k, int64_t plane, int64_t slo
                 if (y < 0 || y >= h->in || z < 0 || z >= g->z.in) continue;
                 const int64_t place = rel / unit % u->rows, key = (at.image * g->z.in + z) * h->in + y;
                 float *row = rows + place * u->s_row;
-                if (held[place] != key) u->k->lanes_gather(row, x + y * w->in, u->x_c, nch, x0, k->ncols, w->in);
+                if (held[place] != key) {
+                    u->k->lanes_gather(row, x + y * w->in, u->x_c, nch, x0, k->ncols, w->in);
+                    if (u->ahead && c + 1 < g->icp / lanes) row_prefetch(u, x + lanes * u->x_c + y * w->in, x0, k->ncols);
+                }
                 held[place] = key;
                 a.row[r] = row;
             }
             for (int qw = 0; qw < w->npieces; qw++) {
-                a.v = k->v + slot * u->v_plane + (qh * w->npieces + qw) * u->v_piece + c * u->v_b + i * k->band_tiles * lanes;
-                a.col = k->col_in;
                 /* Columns of a piece begin further right. */
                 cbn_wino_in_args piece = a;
+                piece.v = v + (qh * w->npieces + qw) * u->v_piece + i * k->band_tiles * lanes;
                 for (int r = 0; r < h->n; r++) piece.row[r] += w->piece[qw].in * lanes;
                 piece.ncols = k->piece_ncols;
                 u->k->wino_in(&piece);
@@ -221,20 +224,6 @@ static void channels_in(const run *u, const block *k, int64_t plane, int64_t slo
 }
 
 /* ---- sums ---- */
-static void tiles_multiply(const run *u, const block *k, int nv, cbn_wino_gemm_args *a) {
-    const int64_t lanes = u->g->lanes, chunks = cbn_ceil_div(k->tiles, u->k->wino_np);
-    const float *v = a->v;
-    float *m = a->m;
-    for (int64_t c = 0; c < chunks; c++) {
-        const int64_t t = cbn_wino_cut(k->tiles, chunks, c), end = cbn_wino_cut(k->tiles, chunks, c + 1);
-        a->v = v + t * lanes;
-        a->m = m + t * a->m_t;
-        u->k->wino_gemm((int)(end - t), nv, a);
-    }
-    a->v = v;
-    a->m = m;
-}
-
 /* The sums of a slice for output plane z. */
 static void slice_multiply(const run *u, const block *k, int64_t slice, int64_t z, float *sums) {
     const wino_geometry *g = u->g;
@@ -247,7 +236,7 @@ static void slice_multiply(const run *u, const block *k, int64_t slice, int64_t 
             const int high = cbn_wino_rows_at(&g->h, i), wide = cbn_wino_rows_at(&g->w, j);
             for (int64_t at = 0; at < vectors; at += 2) {
                 const int nv = (int)CBN_MIN(vectors - at, 2);
-                float *m = sums + at * u->m_v + (i * g->w.n + j) * lanes;
+                a.m = sums + at * u->m_v + (i * g->w.n + j) * lanes;
                 a.add = false;
                 for (int64_t t = 0; t < g->z.k; t++) {
                     const int64_t plane = z * g->z.stride - g->z.pad + t * g->z.dil;
@@ -260,14 +249,13 @@ static void slice_multiply(const run *u, const block *k, int64_t slice, int64_t 
                             a.nk = CBN_MIN(b->k_part, g->icp - c);
                             a.v = piece + c / lanes * u->v_b;
                             a.u = from + c * nv * lanes;
-                            a.m = m;
-                            tiles_multiply(u, k, nv, &a);
+                            u->k->wino_gemm((int)k->tiles, nv, &a);
                         }
                     }
                 }
                 /* No plane of the input is met. */
                 for (int64_t t = 0; !a.add && t < k->tiles; t++)
-                    for (int v = 0; v < nv; v++) memset(m + v * u->m_v + t * u->m_t, 0, (size_t)lanes * sizeof(float));
+                    for (int v = 0; v < nv; v++) memset(a.m + v * u->m_v + t * u->m_t, 0, (size_t)lanes * sizeof(float));
                 weights += g->z.k * high * wide * g->icp * nv * lanes;
             }
         }
@@ -290,8 +278,8 @@ static void band_store(const run *u, const block *k, const band *at, int set_h, 
         if (y < 0 || y >= h->out) continue;
         const int64_t to = (at->image * g->groups * g->ocg + channel) * u->y_c + (at->z * h->out + y) * w->out + c0;
         if (u->call->residual) e.residual = (const float *)u->call->residual + to;
-        u->k->lanes_scatter((float *)u->call->y + to, u->y_c, nch, o + i * u->o_row + (c0 - begin) * g->lanes, c1 - c0, &e,
-                            &nonfinite);
+        u->k->lanes_scatter((float *)u->call->y + to, u->y_c, nch, o + i * u->o_row + (c0 - begin) * g->lanes, c1 - c0,
+                            &e, &nonfinite);
     }
     /* Another thread may set the same byte. */
     if (nonfinite && u->call->redo) __atomic_store_n(&u->call->redo[at->image], 1, __ATOMIC_RELAXED);
@@ -388,7 +376,8 @@ static void blocks_together(run *u, int threads) {
     }
 }
 
-size_t cbn_wino_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n, int threads) {
+size_t cbn_wino_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n,
+                          int threads) {
     const wino_state *s = state;
     run u = {.g = &s->g, .b = &s->b, .s = s, .k = ctx->kernels};
     (void)d;
@@ -397,8 +386,8 @@ size_t cbn_wino_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, c
     return (size_t)scratch_floats(&u, CBN_MAX(threads, 1)) * sizeof(float);
 }
 
-cbn_status cbn_wino_run(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, const cbn_conv_call *call,
-                        cbn_error *err) {
+cbn_status cbn_wino_run(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
+                        const cbn_conv_call *call, cbn_error *err) {
     const wino_state *s = state;
     run u = {.g = &s->g, .b = &s->b, .s = s, .k = ctx->kernels, .call = call};
     (void)d;

@@ -35,9 +35,56 @@ static bool check_bn_axes(const conv_request *r, const cbn_array *x, const cbn_c
     return false;
 }
 
+/* What a plan of one call borrows. */
+typedef struct borrowed {
+    PyArrayObject *weight, *bias, *scale, *shift;
+} borrowed;
+
+static void borrowed_release(borrowed *b) {
+    Py_XDECREF(b->weight);
+    Py_XDECREF(b->bias);
+    Py_XDECREF(b->scale);
+    Py_XDECREF(b->shift);
+}
+
+/* Folding reads and writes the weights once, scaling the result afterwards the outputs: whichever are fewer. */
+static bool scaling_is_cheaper(const cbn_conv_geometry *g, const cbn_array *x, const cbn_array *weight) {
+    if (g->dtype != CBN_F32 || g->transposed) return false;
+    const int64_t pixels = PyArray_SIZE(x->array) / CBN_MAX(g->ic, 1);
+    return g->oc * pixels < PyArray_SIZE(weight->array); /* at most so many outputs: a stride leaves fewer */
+}
+
+/* The scale and shift that BatchNorm comes to behind this layer: what folding makes of weights that are one. */
+static bool scale_and_shift(const cbn_conv_geometry *g, const cbn_array *bias, const cbn_bn_arrays *bn, borrowed *b) {
+    npy_intp shape[2 + CBN_MAX_SPATIAL];
+    cbn_conv_geometry per_channel = *g;
+    per_channel.g = 1;
+    for (int i = 0; i < g->nd + 2; i++) shape[i] = i == 0 ? (npy_intp)g->oc : 1;
+    PyArrayObject *ones = cbn_array_new(g->nd + 2, shape, CBN_F32);
+    if (ones == NULL) return false;
+    for (int64_t i = 0; i < g->oc; i++) ((float *)PyArray_DATA(ones))[i] = 1.0f;
+    const cbn_array weight = {.array = ones, .source = ones, .dtype = CBN_F32};
+    const bool ok = cbn_fold_contiguous(&per_channel, &weight, bias, bn, &b->scale, &b->shift);
+    Py_DECREF(ones);
+    return ok;
+}
+
+/* NULL with an exception. */
+static cbn_conv_plan *plan_for_one_call(const cbn_conv_geometry *g, const cbn_array *x, const cbn_array *weight,
+                                        const cbn_array *bias, const cbn_bn_arrays *bn, borrowed *b) {
+    cbn_plan_options options = {.precision = CBN_PRECISION_FP32, .borrow = true};
+    if (bn == NULL || !scaling_is_cheaper(g, x, weight))
+        return cbn_plan_from_arrays(g, weight, bias, bn, &options, &b->weight, &b->bias);
+    if (!scale_and_shift(g, bias, bn, b)) return NULL;
+    options.scale = PyArray_DATA(b->scale);
+    options.shift = PyArray_DATA(b->shift);
+    return cbn_plan_from_arrays(g, weight, &(cbn_array){0}, NULL, &options, &b->weight, &b->bias);
+}
+
 static PyObject *run_once(const conv_request *r) {
     cbn_array x = {0}, weight = {0}, bias = {0};
     cbn_bn_arrays bn = {0};
+    borrowed kept = {0};
     cbn_conv_plan *plan = NULL;
     PyObject *result = NULL;
     cbn_conv_geometry g;
@@ -52,11 +99,11 @@ static PyObject *run_once(const conv_request *r) {
         if (!cbn_bn_get_object(r->bn, &bn)) goto done;
         if (!check_bn_axes(r, &x, &g, &bn)) goto done;
     }
-    const cbn_plan_options options = {.precision = CBN_PRECISION_FP32};
-    plan = cbn_plan_from_arrays(&g, &weight, &bias, r->bn ? &bn : NULL, &options);
+    plan = plan_for_one_call(&g, &x, &weight, &bias, r->bn ? &bn : NULL, &kept);
     if (plan != NULL) result = cbn_plan_call(plan, "input", &x, &(cbn_array){0}, r->out);
 done:
     cbn_plan_destroy(plan);
+    borrowed_release(&kept);
     cbn_bn_release(&bn);
     cbn_array_release(&bias);
     cbn_array_release(&weight);

@@ -13,6 +13,9 @@ extern PyMethodDef cbn_match_methods[];  /* py_match.c */
 /* _core._testing */
 extern PyMethodDef cbn_testing_methods[];      /* py_testing.c */
 extern PyMethodDef cbn_testing_conv_methods[]; /* py_testing_conv.c: the convolution kernels of each ISA */
+extern PyMethodDef cbn_testing_phases_methods[]; /* py_testing_phases.c: panel_pack, interleave of each ISA */
+extern PyMethodDef cbn_testing_linear_methods[]; /* py_testing_linear.c: linear of each ISA */
+extern PyMethodDef cbn_testing_tap_methods[];  /* py_testing_tap.c: conv_tap and rows_copy of each ISA */
 extern PyMethodDef cbn_testing_vec_methods[];  /* py_testing_vec.c: the elementwise kernels of each ISA */
 extern PyMethodDef cbn_testing_wino_methods[]; /* py_testing_wino.c: the Winograd kernels of each ISA */
 

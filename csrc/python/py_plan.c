@@ -106,7 +106,7 @@ static cbn_conv_plan *make_plan(const plan_args *a, const cbn_kernels *kernels) 
     if (!cbn_activation_parse(a->activation, &options)) goto done;
     if (!cbn_precision_parse(a->precision, &options.precision)) goto done;
     if (has_bn && !cbn_bn_get_object(a->bn, &bn)) goto done;
-    plan = cbn_plan_from_arrays(&g, &weight, &bias, has_bn ? &bn : NULL, &options);
+    plan = cbn_plan_from_arrays(&g, &weight, &bias, has_bn ? &bn : NULL, &options, NULL, NULL);
 done:
     cbn_bn_release(&bn);
     cbn_array_release(&bias);

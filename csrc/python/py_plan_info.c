@@ -114,14 +114,28 @@ static PyObject *candidates_list(const cbn_plan_report *r) {
     return list;
 }
 
+/* Of the algorithms that tuning measured. */
+static PyObject *seconds_dict(const cbn_plan_report *r) {
+    PyObject *dict = PyDict_New();
+    for (int i = 0; dict != NULL && r->tuned && i < r->ncandidates; i++) {
+        if (!(r->candidates[i].seconds > 0)) continue;
+        PyObject *seconds = PyFloat_FromDouble(r->candidates[i].seconds);
+        if (seconds == NULL || PyDict_SetItemString(dict, r->candidates[i].name, seconds) < 0) Py_CLEAR(dict);
+        Py_XDECREF(seconds);
+    }
+    return dict;
+}
+
 static PyObject *facts_dict(const cbn_plan_object *self, const cbn_plan_report *r) {
-    PyObject *copies = copies_list(self), *candidates = candidates_list(r), *facts = NULL;
-    if (copies != NULL && candidates != NULL) {
-        facts = Py_BuildValue("{ss ss ss ss ss sO sO sO}", "isa", r->isa, "algorithm", r->algorithm, "tile", r->tile,
+    PyObject *copies = copies_list(self), *candidates = candidates_list(r), *seconds = seconds_dict(r), *facts = NULL;
+    if (copies != NULL && candidates != NULL && seconds != NULL) {
+        facts = Py_BuildValue("{ss ss ss ss ss sO sO sO sO}", "isa", r->isa, "algorithm", r->algorithm, "tile", r->tile,
                               "dtype", cbn_dtype_name(cbn_plan_geometry(self->plan)->dtype), "precision",
                               cbn_precision_name(cbn_plan_get_options(self->plan)->precision), "tuned",
-                              r->tuned ? Py_True : Py_False, "copies", copies, "candidates", candidates);
+                              r->tuned ? Py_True : Py_False, "seconds", seconds, "copies", copies, "candidates",
+                              candidates);
     }
+    Py_XDECREF(seconds);
     Py_XDECREF(copies);
     Py_XDECREF(candidates);
     return facts;

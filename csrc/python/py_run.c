@@ -9,8 +9,10 @@ static PyArrayObject *contiguous(const cbn_array *a) {
 }
 
 cbn_conv_plan *cbn_plan_from_arrays(const cbn_conv_geometry *g, const cbn_array *weight, const cbn_array *bias,
-                                    const cbn_bn_arrays *bn, const cbn_plan_options *opt) {
+                                    const cbn_bn_arrays *bn, const cbn_plan_options *opt, PyArrayObject **w_kept,
+                                    PyArrayObject **b_kept) {
     PyArrayObject *w = NULL, *b = NULL;
+    assert(!opt->borrow || (w_kept && b_kept));
     cbn_conv_plan *plan = NULL;
     if (bn != NULL) {
         if (!cbn_fold_contiguous(g, weight, bias, bn, &w, &b)) goto done;
@@ -28,6 +30,11 @@ cbn_conv_plan *cbn_plan_from_arrays(const cbn_conv_geometry *g, const cbn_array 
     if (status != CBN_OK) {
         plan = NULL;
         cbn_py_raise(status, &err);
+    }
+    if (opt->borrow && plan != NULL) {
+        *w_kept = w;
+        *b_kept = b;
+        return plan;
     }
 done:
     Py_XDECREF(w);

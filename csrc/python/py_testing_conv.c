@@ -157,6 +157,7 @@ static PyObject *conv_px(PyObject *module, PyObject *args, PyObject *kwargs) {
     const cbn_conv_px_args a = {.x = x.data,
                                 .x_ic = x_ic,
                                 .w = w.data,
+                                .mr = k->px_mr,
                                 .ic = ic,
                                 .y = y.data,
                                 .y_oc = y_oc,

@@ -135,11 +135,11 @@ static PyObject *wino_gemm(PyObject *module, PyObject *args) {
         !span_get(o[2], "m", NPY_FLOAT, &m))
         return NULL;
     const int64_t L = k->lanes;
-    if (np < 1 || np > k->wino_np || nv < 1 || nv > 2 || nk < L || nk % L || chunk < L || chunk % L)
-        return refuse("np, nv, nk, chunk: not a tile of this instruction set");
+    if (np < 1 || nv < 1 || nv > 2 || nk < L || nk % L || chunk < L || chunk % L)
+        return refuse("np, nv, nk, chunk: not for this instruction set");
     if (v_b < 0 || m_t < 0 || m_v < 0 || v.size < (nk / L - 1) * v_b + np * L || u.size < nk * nv * L ||
         m.size < (np - 1) * m_t + (nv - 1) * m_v + L)
-        return refuse("wino_gemm: an array is too small for this tile");
+        return refuse("wino_gemm: an array is too small for these tiles");
     const cbn_wino_gemm_args a = {v.data, v_b, u.data, nk, chunk, m.data, m_t, m_v, add};
     k->wino_gemm(np, nv, &a);
     Py_RETURN_NONE;
@@ -176,7 +176,7 @@ PyMethodDef cbn_testing_wino_methods[] = {
      "lanes_scatter(isa, y, y_c, nch, s, bias, residual, lo, hi) -> whether a number was not finite."},
     {"wino_in", wino_in, METH_VARARGS,
      "wino_in(isa, nh, nw, x, row, ncols, col, step, tmp, v, v_xi): row[i] is the offset in x of row i."},
-    {"wino_gemm", wino_gemm, METH_VARARGS, "wino_gemm(isa, np, nv, v, v_b, u, nk, chunk, m, m_t, m_v, add): one tile."},
+    {"wino_gemm", wino_gemm, METH_VARARGS, "wino_gemm(isa, np, nv, v, v_b, u, nk, chunk, m, m_t, m_v, add): np tiles."},
     {"wino_out", wino_out, METH_VARARGS, "wino_out(isa, nh, mh, nw, mw, m, m_t, col, step, o, o_row)."},
     {NULL, NULL, 0, NULL},
 };

@@ -37,17 +37,20 @@ CBN_INLINE void vf_store_n(float *p, vf a, int64_t n) {
     if (n & 1) _mm_store_ss(p, q);
 }
 
-CBN_INLINE vf vf_load_range(const float *p, int64_t lo, int64_t hi) {
+typedef __m256i vm;
+CBN_INLINE vm vf_mask(int64_t lo, int64_t hi) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)hi), lane);
-    return _mm256_maskload_ps(
-        p, _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)lo), lane), below));
+    return _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)lo), lane), below);
 }
+CBN_INLINE vf vf_load_mask(const float *p, vm m) { return _mm256_maskload_ps(p, m); }
+CBN_INLINE vf vf_load_range(const float *p, int64_t lo, int64_t hi) { return vf_load_mask(p, vf_mask(lo, hi)); }
 
 CBN_INLINE vf vf_pin(vf a) {
     __asm__("" : "+x"(a));
     return a;
 }
+CBN_INLINE void vf_keep(vf a) { __asm__ volatile("" : : "x"(a)); }
 
 CBN_INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 CBN_INLINE vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
@@ -71,6 +74,13 @@ CBN_INLINE vf vf_unmix(vf t) {
 }
 CBN_INLINE vf vf_even(vf a, vf b) { return vf_unmix(vf_even_mixed(a, b)); }
 CBN_INLINE vf vf_odd(vf a, vf b) { return vf_unmix(vf_odd_mixed(a, b)); }
+
+CBN_INLINE vf vf_zip_lo(vf a, vf b) {
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+}
+CBN_INLINE vf vf_zip_hi(vf a, vf b) {
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
+}
 
 CBN_INLINE void vf_transpose(vf r[VF_LANES]) {
     vf t[8];

@@ -17,14 +17,16 @@ CBN_INLINE __mmask16 vf_mask_(int64_t n) { return (__mmask16)((1u << n) - 1u); }
 CBN_INLINE vf vf_load_n(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(vf_mask_(n), p); }
 CBN_INLINE void vf_store_n(float *p, vf a, int64_t n) { _mm512_mask_storeu_ps(p, vf_mask_(n), a); }
 
-CBN_INLINE vf vf_load_range(const float *p, int64_t lo, int64_t hi) {
-    return _mm512_maskz_loadu_ps((__mmask16)(vf_mask_(hi) & ~vf_mask_(lo)), p);
-}
+typedef __mmask16 vm;
+CBN_INLINE vm vf_mask(int64_t lo, int64_t hi) { return (__mmask16)(vf_mask_(hi) & ~vf_mask_(lo)); }
+CBN_INLINE vf vf_load_mask(const float *p, vm m) { return _mm512_maskz_loadu_ps(m, p); }
+CBN_INLINE vf vf_load_range(const float *p, int64_t lo, int64_t hi) { return vf_load_mask(p, vf_mask(lo, hi)); }
 
 CBN_INLINE vf vf_pin(vf a) {
     __asm__("" : "+v"(a));
     return a;
 }
+CBN_INLINE void vf_keep(vf a) { __asm__ volatile("" : : "v"(a)); }
 
 CBN_INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 CBN_INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
@@ -57,6 +59,15 @@ CBN_INLINE vf vf_odd_mixed(vf a, vf b) { return _mm512_shuffle_ps(a, b, 0xdd); }
 CBN_INLINE vf vf_unmix(vf t) {
     const __m512i pairs = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
     return _mm512_castpd_ps(_mm512_permutexvar_pd(pairs, _mm512_castps_pd(t)));
+}
+
+CBN_INLINE vf vf_zip_lo(vf a, vf b) {
+    const __m512i idx = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return _mm512_permutex2var_ps(a, idx, b);
+}
+CBN_INLINE vf vf_zip_hi(vf a, vf b) {
+    const __m512i idx = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    return _mm512_permutex2var_ps(a, idx, b);
 }
 
 CBN_INLINE void vf_transpose(vf r[VF_LANES]) {

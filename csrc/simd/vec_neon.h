@@ -48,11 +48,17 @@ CBN_INLINE vf vf_load_range(const float *p, int64_t lo, int64_t hi) {
     for (int64_t i = lo; i < hi; i++) t[i] = p[i];
     return vld1q_f32(t);
 }
+typedef struct vm {
+    int8_t lo, hi;
+} vm;
+CBN_INLINE vm vf_mask(int64_t lo, int64_t hi) { return (vm){(int8_t)lo, (int8_t)hi}; }
+CBN_INLINE vf vf_load_mask(const float *p, vm m) { return vf_load_range(p, m.lo, m.hi); }
 
 CBN_INLINE vf vf_pin(vf a) {
     __asm__("" : "+w"(a));
     return a;
 }
+CBN_INLINE void vf_keep(vf a) { __asm__ volatile("" : : "w"(a)); }
 
 CBN_INLINE vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
 CBN_INLINE vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }
@@ -71,6 +77,9 @@ CBN_INLINE vf vf_odd(vf a, vf b) { return vuzp2q_f32(a, b); }
 CBN_INLINE vf vf_even_mixed(vf a, vf b) { return vf_even(a, b); }
 CBN_INLINE vf vf_odd_mixed(vf a, vf b) { return vf_odd(a, b); }
 CBN_INLINE vf vf_unmix(vf a) { return a; }
+
+CBN_INLINE vf vf_zip_lo(vf a, vf b) { return vzip1q_f32(a, b); }
+CBN_INLINE vf vf_zip_hi(vf a, vf b) { return vzip2q_f32(a, b); }
 
 CBN_INLINE void vf_transpose(vf r[VF_LANES]) {
     const float64x2_t t0 = vreinterpretq_f64_f32(vtrn1q_f32(r[0], r[1]));

@@ -32,10 +32,17 @@ CBN_INLINE void vf_store_n(float *p, vf a, int64_t n) {
 CBN_INLINE vf vf_load_range(const float *p, int64_t lo, int64_t hi) {
     return lo <= 0 && hi > 0 ? *p : 0.0f;
 }
+/* The same in two steps, for a range that is used many times. */
+typedef bool vm;
+CBN_INLINE vm vf_mask(int64_t lo, int64_t hi) { return lo <= 0 && hi > 0; }
+CBN_INLINE vf vf_load_mask(const float *p, vm m) { return m ? *p : 0.0f; }
 
 /* a, and from here on in a register: gcc 12 otherwise loads a vector again as the memory operand of
  * each of its uses. */
 CBN_INLINE vf vf_pin(vf a) { return a; }
+/* Up to here a keeps its register. After the last FMA of a factor: gcc 12 otherwise puts the sum into the register of
+ * that factor, and at the end of the loop moves all the sums back, some of them through memory. */
+CBN_INLINE void vf_keep(vf a) { (void)a; }
 
 CBN_INLINE vf vf_add(vf a, vf b) { return a + b; }
 CBN_INLINE vf vf_sub(vf a, vf b) { return a - b; }
@@ -69,6 +76,16 @@ CBN_INLINE vf vf_odd(vf a, vf b) {
 CBN_INLINE vf vf_even_mixed(vf a, vf b) { return vf_even(a, b); }
 CBN_INLINE vf vf_odd_mixed(vf a, vf b) { return vf_odd(a, b); }
 CBN_INLINE vf vf_unmix(vf a) { return a; }
+
+/* Elements a[0] b[0] a[1] b[1] ...: the first VF_LANES of them, the last. Undoes vf_even and vf_odd. */
+CBN_INLINE vf vf_zip_lo(vf a, vf b) {
+    (void)b;
+    return a;
+}
+CBN_INLINE vf vf_zip_hi(vf a, vf b) {
+    (void)a;
+    return b;
+}
 
 /* Lane j of r[i] changes places with lane i of r[j]. */
 CBN_INLINE void vf_transpose(vf r[VF_LANES]) { (void)r; }

@@ -27,7 +27,7 @@
 
 enum {
     SPIN_NS = 100 * 1000,    /* as long as waking a parked thread can take, so waiting costs at most twice */
-    CHUNKS_PER_THREAD = 8,   /* a worker that falls behind leaves at most an eighth of its share to the last moment */
+    CHUNKS_PER_THREAD = 16,  /* a worker that falls behind leaves at most so small a part of its share to the last moment */
     STACK_BYTES = 2 << 20
 };
 enum { IDLE, PARKED, JOB, RUNNING, AWAITED, QUIT };
@@ -160,10 +160,20 @@ static uint32_t spin_while(_Atomic uint32_t *word, uint32_t value) {
 }
 
 /* ---- working ------------------------------------------------------------------------------- */
-static void run_chunk(int64_t k, int id) {
-    const int64_t base = pool.count / pool.nchunks, rest = pool.count % pool.nchunks;
-    const int64_t begin = k * base + CBN_MIN(k, rest);
-    pool.fn(pool.arg, begin, begin + base + (k < rest), id);
+static int64_t chunk_begin(int64_t k) {
+    return k * (pool.count / pool.nchunks) + CBN_MIN(k, pool.count % pool.nchunks);
+}
+
+/* Half of what is left of a share, at least one chunk: fn is called a few times only, since it may prepare something at
+ * the beginning of each range, yet what is left near the end is small. Returns how many; *first is the first of them. */
+static int64_t take(share *s, int64_t *first) {
+    int64_t k = atomic_load_explicit(&s->next, memory_order_relaxed), n;
+    do {
+        if (k >= s->end) return 0;
+        n = (s->end - k + 1) / 2;
+    } while (!atomic_compare_exchange_weak_explicit(&s->next, &k, k + n, memory_order_relaxed, memory_order_relaxed));
+    *first = k;
+    return n;
 }
 
 /* Own share first: the same thread then meets the same data in loop after loop. */
@@ -171,12 +181,9 @@ static void work(int id) {
     const cbn_fp_state fp = cbn_fp_fast_denormals();
     inside = true;
     for (int i = 0; i < pool.nthreads; i++) {
-        share *s = &pool.shares[(id + i) % pool.nthreads];
-        while (atomic_load_explicit(&s->next, memory_order_relaxed) < s->end) {
-            const int64_t k = atomic_fetch_add_explicit(&s->next, 1, memory_order_relaxed);
-            if (k >= s->end) break;
-            run_chunk(k, id);
-        }
+        int64_t first, n;
+        while ((n = take(&pool.shares[(id + i) % pool.nthreads], &first)) > 0)
+            pool.fn(pool.arg, chunk_begin(first), chunk_begin(first + n), id);
     }
     inside = false;
     cbn_fp_restore(fp);

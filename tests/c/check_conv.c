@@ -137,6 +137,7 @@ static void px_case(const cbn_kernels *k, int np, int valid, int64_t ic, check_s
     const cbn_conv_px_args a = {.x = x,
                                 .x_ic = x_ic,
                                 .w = w,
+                                .mr = mr,
                                 .ic = ic,
                                 .y = y,
                                 .y_oc = y_oc,

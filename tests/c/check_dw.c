@@ -121,7 +121,8 @@ CHECK_TEST(conv_dw_random) {
 CHECK_TEST(conv_dw_widths) {
     static const struct {
         int32_t k, s, dil;
-    } kinds[] = {{1, 1, 1}, {3, 1, 1}, {5, 1, 1}, {7, 1, 1}, {3, 2, 1}, {5, 2, 1}, {7, 2, 1}, {3, 1, 2}, {4, 1, 1}, {3, 3, 1}};
+    } kinds[] = {{1, 1, 1}, {3, 1, 1}, {5, 1, 1}, {7, 1, 1}, {3, 2, 1}, {5, 2, 1}, {7, 2, 1},
+                 {3, 1, 2}, {4, 1, 1}, {3, 3, 1}};
     for (const cbn_kernels *const *t = check_tables(); *t; t++)
         for (size_t q = 0; q < sizeof kinds / sizeof kinds[0]; q++)
             for (int64_t w = 1; w <= 3 * (*t)->lanes + 8; w++) {
@@ -134,17 +135,17 @@ CHECK_TEST(conv_dw_widths) {
                 a->dh = a->dw = kinds[q].dil;
                 a->ph = a->pw = kinds[q].k / 2 * kinds[q].dil;
                 a->id = a->od = a->od1 = 1;
-                a->ih = 19;
+                a->ih = w % 7 ? 19 : w; /* square ones have code of their own */
                 a->iw = w;
                 a->oh = a->oh1 = out_size(a->ih, a->ph, a->kh, a->dh, a->sh);
                 a->ow = out_size(w, a->pw, a->kw, a->dw, a->sw);
                 a->lo = -INFINITY;
                 a->hi = INFINITY;
                 const size_t ny = (size_t)(a->oh * a->ow);
-                a->x = c.x = check_guard((size_t)(19 * w) * sizeof(float), CHECK_RIGHT);
+                a->x = c.x = check_guard((size_t)(a->ih * w) * sizeof(float), CHECK_RIGHT);
                 a->w = c.w = check_guard((size_t)(a->kh * a->kw) * sizeof(float), CHECK_RIGHT);
                 a->y = c.y = check_guard(ny * sizeof(float), CHECK_RIGHT);
-                check_fill_int(c.x, (size_t)(19 * w), -4, 4);
+                check_fill_int(c.x, (size_t)(a->ih * w), -4, 4);
                 check_fill_int(c.w, (size_t)(a->kh * a->kw), -4, 4);
                 check_sentinel_fill(c.y, ny);
                 if (ny > 0) {
@@ -154,6 +155,51 @@ CHECK_TEST(conv_dw_widths) {
                 check_release(mark);
                 if (check_failures() > 4) return;
             }
+}
+
+/* Several planes in one call, of the sizes that have code of their own and others: what as many calls give, to the
+ * bit. */
+CHECK_TEST(conv_dw_planes) {
+    static const int32_t sizes[] = {5, 7, 14, 17, 40}, kernels[] = {3, 5, 7};
+    for (const cbn_kernels *const *t = check_tables(); *t; t++)
+        for (int q = 0; q < 240; q++) {
+            const size_t mark = check_mark();
+            const int32_t n = sizes[q % 5], k = kernels[q / 5 % 3], s = 1 + q / 15 % 2, planes = 1 + q / 30 % 4;
+            const int32_t o = (n - 1) / s + 1;
+            const bool shared = q / 60 % 2, residual = q / 120 % 2; /* one input for all planes */
+            const check_side side = q % 7 < 3 ? CHECK_RIGHT : CHECK_LEFT;
+            const size_t nx = (size_t)(n * n) * (size_t)(shared ? 1 : planes), ny = (size_t)(o * o * planes);
+            float *x = check_guard(nx * sizeof *x, side), *y = check_guard(ny * sizeof *y, side);
+            float *w = check_guard((size_t)(k * k * planes) * sizeof *w, side);
+            float *r = check_guard(ny * sizeof *r, side), *want = check_guard(ny * sizeof *want, side), bias[4];
+            check_fill_uniform(x, nx, -1, 1);
+            check_fill_uniform(w, (size_t)(k * k * planes), -1, 1);
+            check_fill_uniform(r, ny, -1, 1);
+            check_fill_uniform(bias, 4, -1, 1);
+            cbn_conv_dw_args a = {.x = x, .w = w, .y = y, .residual = residual ? r : NULL, .bias = bias[0],
+                                  .lo = 0, .hi = 2, .id = 1, .ih = n, .iw = n, .od = 1, .oh = o, .ow = o,
+                                  .kd = 1, .kh = k, .kw = k, .sd = 1, .sh = s, .sw = s, .ph = k / 2, .pw = k / 2,
+                                  .dd = 1, .dh = 1, .dw = 1, .od1 = 1, .oh1 = o,
+                                  .more = planes - 1, .x_step = shared ? 0 : n * n, .more_bias = bias + 1};
+            check_sentinel_fill(y, ny);
+            (*t)->conv_dw(&a);
+            a.more = 0;
+            for (int32_t i = 0; i < planes; i++) {
+                a.x = x + i * a.x_step;
+                a.w = w + i * k * k;
+                a.y = want + i * o * o;
+                a.residual = residual ? r + i * o * o : NULL;
+                a.bias = bias[i];
+                /* In two runs of rows, which no code for whole maps takes. */
+                for (a.oh0 = 0; a.oh0 < o; a.oh0 = a.oh1) {
+                    a.oh1 = a.oh0 == 0 ? o / 2 + 1 : o;
+                    (*t)->conv_dw(&a);
+                }
+            }
+            check_equal_f32(y, want, ny, "%s %d planes of %d, k %d, s %d", (*t)->isa, planes, n, k, s);
+            check_release(mark);
+            if (check_failures() > 4) return;
+        }
 }
 
 CHECK_TEST(conv_dw_nan_stays) {

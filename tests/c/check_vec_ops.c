@@ -16,6 +16,8 @@ CHECK_TEST(vf_load_range_touches_its_lanes_only) {
                 vf_store(got, vf_load_range(p - lo, lo, hi));
                 for (int64_t i = 0; i < VF_LANES; i++) want[i] = i >= lo && i < hi ? p[i - lo] : 0.0f;
                 check_equal_f32(got, want, VF_LANES, "lanes [%d, %d)", (int)lo, (int)hi);
+                vf_store(got, vf_load_mask(p - lo, vf_mask(lo, hi)));
+                check_equal_f32(got, want, VF_LANES, "mask [%d, %d)", (int)lo, (int)hi);
                 check_release(mark);
             }
         }
@@ -37,6 +39,15 @@ CHECK_TEST(vf_mixed_order_is_undone) {
     for (int i = 0; i < VF_LANES; i++) want[i] = x[2 * i] + x[2 * i + 1];
     vf_store(got, vf_unmix(vf_add(vf_even_mixed(a, b), vf_odd_mixed(a, b))));
     check_equal_f32(got, want, VF_LANES, "sum");
+}
+
+CHECK_TEST(vf_zip_undoes_even_and_odd) {
+    float x[2 * VF_LANES], got[2 * VF_LANES];
+    check_fill_int(x, 2 * VF_LANES, 1, 999);
+    const vf a = vf_load(x), b = vf_load(x + VF_LANES);
+    vf_store(got, vf_zip_lo(vf_even(a, b), vf_odd(a, b)));
+    vf_store(got + VF_LANES, vf_zip_hi(vf_even(a, b), vf_odd(a, b)));
+    check_equal_f32(got, x, 2 * VF_LANES, "zip");
 }
 
 CHECK_TEST(vf_round_and_scale2) {

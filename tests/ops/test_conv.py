@@ -310,8 +310,7 @@ def test_nan_and_infinity_stay_where_they_belong(
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_infinite_weight_does_not_meet_the_padding(isa: str) -> None:
-    """A tap outside the image contributes nothing: inf * 0 must not make the border NaN (depthwise kernels, which
-    multiply masked zeros, do not promise this)."""
+    """A tap outside the image contributes nothing: inf * 0 must not make the border NaN."""
     w = np.ones((8, 8, 3, 3), np.float32)
     w[2, 0, 0, 0] = np.inf
     x = np.ones((1, 8, 6, 6), np.float32)

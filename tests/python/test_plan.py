@@ -300,7 +300,7 @@ def test_the_weights_in_a_pickle_are_read_only(rng: np.random.Generator) -> None
 def test_explain(name: str, rng: np.random.Generator) -> None:
     plan, x, _ = make(name, rng)
     facts = plan.explain(x.shape)
-    assert list(facts) == ["isa", "algorithm", "tile", "dtype", "precision", "tuned", "copies", "candidates"]
+    assert list(facts) == ["isa", "algorithm", "tile", "dtype", "precision", "tuned", "seconds", "copies", "candidates"]
     assert facts["dtype"] == "float32" and facts["precision"] == "fp32" and facts["tuned"] is False
     chosen = [n for n, reason in facts["candidates"] if reason == "chosen"]
     assert chosen == [facts["algorithm"]] and len(facts["candidates"]) >= 2

@@ -97,7 +97,7 @@ def functions(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return disassemble(request.param, tmp_path_factory.mktemp(request.param))
 
 
-@pytest.mark.parametrize("family", ["oc_", "px_"])
+@pytest.mark.parametrize("family", ["oc_", "px_", "wg_"])
 def test_no_stack_traffic(functions: dict[str, list[Instruction]], family: str) -> None:
     hot = {}
     for name, code in functions.items():

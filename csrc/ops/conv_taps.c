@@ -1,0 +1,461 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Convolution of any geometry but transposed, pixels in vector lanes (kernel conv_tap). Good where output channels
+ * would leave lanes of conv_direct empty or its sums are short: few channels a group, one-dimensional layers.
+ *
+ * A job is a box of output rows and columns of one group. The input it reads is first copied to one piece of memory,
+ * [row][channel][phase][column], with its padding as zeros and the columns of a stride s sorted into s phases, so that
+ * every tap of every geometry is an offset from the pixel, and any vectors of pixels can share a tile. Rows are copied
+ * a step ahead of their use, which finds them in L1.
+ *
+ * The sum of an output element is taken over channels, then taps, as in conv_direct, with the same result: padded taps
+ * add 0, and weights that are Inf or NaN are left to conv_direct. */
+#include <stdio.h>
+#include <string.h>
+#include "base/cbn_alloc.h"
+#include "base/cbn_checked.h"
+#include "cpu/cbn_cpu.h"
+#include "ops/conv_cost.h"
+#include "ops/conv_plan.h"
+#include "threads/cbn_parallel.h"
+
+enum {
+    COPY_BYTES = 96 * 1024,        /* of a job: stays in L2, with as much of x and y passing by */
+    COPY_BYTES_MOST = 1024 * 1024, /* where even a small box needs more */
+    WEIGHT_BYTES = 192 * 1024,     /* of a group: stay in L2 */
+    STEP_BYTES = 20 * 1024,        /* of what a step's tiles read: stays in L1 with a block's weights */
+    STEP_VECTORS = 96,
+    MIN_VECTORS = 3, /* of a row in a box */
+    THREAD_WORK = 500 * 1000,
+    PARTS_PER_THREAD = 4
+};
+
+typedef struct taps_state {
+    int64_t icg, ocg, blocks, ntaps;
+    int64_t vectors; /* of an output row; the last one is moved left to end with the row */
+    int64_t cols, rows;             /* boxes of a plane */
+    int64_t box_vectors, box_rows;  /* of the largest box */
+    int64_t step;                   /* vectors */
+    int64_t phases, phase_floats, used_floats; /* of a copied row of a channel */
+    int64_t row_floats;             /* of a copied row of all channels */
+    int64_t plane_rows;             /* copied rows of one depth tap */
+    size_t w_bytes, copy_bytes;
+    int32_t *tap;   /* [ntaps] */
+    int64_t *phase; /* [phases] column offsets */
+    float *w;       /* [group][block][channel][tap][channels of the block] */
+    bool finite;    /* all weights are: else they must not meet the zeros of the padding */
+} taps_state;
+
+/* ---- preparing --------------------------------------------------------------------------------------------------- */
+
+CBN_INLINE int64_t block_first(const taps_state *s, int64_t b) { return s->ocg * b / s->blocks; }
+
+/* Input rows that n output rows reach over. */
+static int64_t rows_reach(const cbn_conv_desc *d, int64_t n) {
+    return (n - 1) * d->stride[1] + (d->k[1] - 1) * d->dil[1] + 1;
+}
+
+/* The number of columns of the phases that the taps of a row meet. */
+static int64_t phases_count(const cbn_conv_desc *d) {
+    int64_t n = 0;
+    for (int64_t p = 0; p < d->stride[2]; p++) {
+        for (int64_t c = 0; c < d->k[2]; c++) {
+            if (c * d->dil[2] % d->stride[2] != p) continue;
+            n++;
+            break;
+        }
+    }
+    return n;
+}
+
+/* Fills what does not depend on weights. false: it would not fit. */
+static bool boxes_make(taps_state *s, const cbn_conv_desc *d, const cbn_kernels *k) {
+    const int64_t lanes = k->lanes;
+    int64_t most, reach;
+    s->icg = d->ic / d->g;
+    s->ocg = d->oc / d->g;
+    s->blocks = cbn_ceil_div(s->ocg, k->tap_mr);
+    s->vectors = cbn_ceil_div(d->out[2], lanes);
+    if (d->stride[2] > 1024 || d->k[2] > 1024) return false;
+    s->phases = phases_count(d);
+    /* floats of one vector's input: the smallest box needs MIN_VECTORS of them */
+    if (!cbn_mul_ok(d->k[2] - 1, d->dil[2], &reach) || !cbn_mul_ok(d->k[1], d->dil[1], &most)) return false;
+    reach = cbn_ceil_div(reach / d->stride[2], lanes) * lanes;
+    if (most > COPY_BYTES_MOST || reach > COPY_BYTES_MOST || d->k[0] > 1024 || s->icg > 1 << 16) return false;
+    const int64_t least = CBN_MIN(s->vectors, MIN_VECTORS), row1 = s->icg * s->phases * (least * lanes + reach);
+    if (!cbn_mul_ok(d->k[0] * rows_reach(d, 1), row1, &most) ||
+        most > COPY_BYTES_MOST / (int64_t)sizeof(float))
+        return false;
+    if (!cbn_mul_ok(s->icg * d->k[0] * d->k[1], d->k[2], &s->ntaps)) return false;
+
+    /* All weights pass by each box: the more there are, the larger it should be. */
+    const int64_t few = d->k[0] * rows_reach(d, CBN_MIN(d->out[1], 4));
+    const int64_t limit = CBN_MAX(COPY_BYTES, CBN_MIN(s->ocg * s->ntaps * (int64_t)sizeof(float), WEIGHT_BYTES)) /
+                          (int64_t)sizeof(float);
+    /* Whole rows if a few of them fit, else columns are cut evenly. */
+    int64_t fit = limit / (few * s->icg * s->phases);
+    fit = CBN_MAX((fit - reach) / lanes, least);
+    /* Full tiles: boxes end with one, but for the last. */
+    const int64_t nv = cbn_tap_nv(k, k->tap_mr);
+    if (fit < s->vectors && fit > nv) fit = fit / nv * nv;
+    s->cols = cbn_ceil_div(s->vectors, CBN_MIN(fit, STEP_VECTORS));
+    s->box_vectors = cbn_ceil_div(s->vectors, s->cols);
+    if (s->cols > 1) s->box_vectors = CBN_MIN(cbn_ceil_div(s->box_vectors, nv) * nv, fit);
+    s->cols = cbn_ceil_div(s->vectors, s->box_vectors);
+    s->used_floats = s->phase_floats = s->box_vectors * lanes + reach;
+    /* An odd number of vectors: rows of channels should not be a power of two apart in the cache. */
+    if (s->phase_floats / lanes % 2 == 0) s->phase_floats += lanes;
+    s->row_floats = s->icg * s->phases * s->phase_floats;
+    fit = limit / (d->k[0] * s->row_floats) - rows_reach(d, 1);
+    fit = CBN_MIN(CBN_MAX(fit / d->stride[1], 0) + 1, d->out[1]);
+    s->rows = cbn_ceil_div(d->out[1], fit);
+    s->box_rows = cbn_ceil_div(d->out[1], s->rows);
+    s->plane_rows = rows_reach(d, s->box_rows);
+    s->copy_bytes = (size_t)(d->k[0] * s->plane_rows * s->row_floats) * sizeof(float);
+
+    const int64_t row_bytes = d->k[0] * s->row_floats * (int64_t)sizeof(float);
+    int64_t rows = (STEP_BYTES / row_bytes - (d->k[1] - 1) * d->dil[1]) / d->stride[1];
+    rows = CBN_MIN(CBN_MAX(rows, 1), s->box_rows);
+    s->step = CBN_MIN(rows * s->box_vectors, STEP_VECTORS);
+    if (s->step > nv) s->step = s->step / nv * nv;
+    return true;
+}
+
+static bool taps_supports(const cbn_conv_desc *d, const cbn_conv_context *ctx, const char **why_not) {
+    taps_state s = {0};
+    if (d->dtype != CBN_F32) *why_not = "dtype is not float32";
+    else if (d->nd == 0) *why_not = "linear has no pixels to put into lanes";
+    else if (d->transposed) *why_not = "transposed";
+    else if (d->k[0] * d->k[1] * d->k[2] == 1) *why_not = "kernel is 1";
+    else if (!boxes_make(&s, d, ctx->kernels)) *why_not = "the input of a few pixels is too large to copy";
+    else return true;
+    return false;
+}
+
+static double taps_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx) {
+    const cbn_kernels *k = ctx->kernels;
+    taps_state s = {0};
+    (void)boxes_make(&s, d, k);
+    const double boxes = (double)(s.rows * s.cols), vectors = (double)(s.box_rows * s.vectors) / (double)s.cols;
+    const double row_bytes = (double)(d->k[0] * d->k[1] * s.row_floats) * sizeof(float);
+    double cycles = 0;
+    for (int64_t b = 0; b < s.blocks; b++) {
+        const int mr = (int)(block_first(&s, b + 1) - block_first(&s, b)), nv = cbn_tap_nv(k, mr);
+        /* A vector of pixels takes about a cycle to load. */
+        const double tap = CBN_MAX(0.5 * mr * nv / (row_bytes < STEP_BYTES ? 0.96 : 0.92), 1.0 * nv + 0.5 * mr);
+        cycles += CBN_MAX(vectors / nv, 1) * (tap * (double)s.ntaps + 50.0 + 3.0 * mr * nv);
+    }
+    /* Copying the input; weights that do not stay in L2 come anew for each box. */
+    const bool near = (size_t)(d->ic * d->in[0] * d->in[1] * d->in[2]) * sizeof(float) < cbn_cpu_cache_sizes().l2;
+    const double rows = (double)(d->k[0] * s.plane_rows * s.icg * s.phases);
+    cycles += rows * (10.0 + (near ? 1.5 : 7.0) * (double)s.phase_floats / k->lanes);
+    const double w_bytes = (double)(s.ocg * s.ntaps) * sizeof(float);
+    if (w_bytes > WEIGHT_BYTES) cycles += w_bytes / 10;
+    cycles *= (double)(d->g * d->out[0]) * boxes;
+    return ctx->one_shot ? cycles + w_bytes * (double)d->g / 2 : cycles;
+}
+
+static void taps_destroy(void *state) {
+    taps_state *s = state;
+    if (!s) return;
+    cbn_free(s->tap);
+    cbn_free(s->phase);
+    cbn_free(s->w);
+    cbn_free(s);
+}
+
+/* w is [oc][ic/g][taps]. */
+static void weights_pack(taps_state *s, const cbn_conv_desc *d, const float *w) {
+    float *p = s->w, sum = 0.0f;
+    for (int64_t g = 0; g < d->g; g++) {
+        for (int64_t b = 0; b < s->blocks; b++) {
+            const int64_t c0 = block_first(s, b), mr = block_first(s, b + 1) - c0;
+            const float *from = w + (g * s->ocg + c0) * s->ntaps;
+            for (int64_t t = 0; t < s->ntaps; t++, from++)
+                for (int64_t c = 0; c < mr; c++, p++) sum += 0.0f * (*p = from[c * s->ntaps]);
+        }
+    }
+    s->finite = sum == 0.0f;
+}
+
+static void taps_list(const taps_state *s, const cbn_conv_desc *d) {
+    int64_t n = 0;
+    for (int64_t p = 0; p < d->stride[2] && n < s->phases; p++) {
+        for (int64_t c = 0; c < d->k[2]; c++) {
+            if (c * d->dil[2] % d->stride[2] != p) continue;
+            s->phase[n++] = p;
+            break;
+        }
+    }
+    int32_t *t = s->tap;
+    for (int64_t i = 0; i < s->icg; i++) {
+        for (int64_t a = 0; a < d->k[0]; a++) {
+            for (int64_t b = 0; b < d->k[1]; b++) {
+                const int64_t row = a * s->plane_rows + b * d->dil[1];
+                for (int64_t c = 0; c < d->k[2]; c++) {
+                    const int64_t col = c * d->dil[2];
+                    int64_t p = 0;
+                    while (s->phase[p] != col % d->stride[2]) p++;
+                    *t++ = (int32_t)(row * s->row_floats + (i * s->phases + p) * s->phase_floats +
+                                     col / d->stride[2]);
+                }
+            }
+        }
+    }
+}
+
+static cbn_status taps_prepare(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *w, void **state,
+                               cbn_error *err) {
+    taps_state *s = cbn_calloc(sizeof *s);
+    if (!s) return cbn_fail_memory(err, "a convolution", sizeof *s);
+    (void)boxes_make(s, d, ctx->kernels);
+    s->w_bytes = (size_t)(d->oc * s->ntaps) * sizeof(float);
+    s->tap = cbn_alloc_array((size_t)s->ntaps, sizeof *s->tap);
+    s->phase = cbn_alloc_array((size_t)s->phases, sizeof *s->phase);
+    s->w = cbn_alloc(s->w_bytes);
+    if (!s->tap || !s->phase || !s->w) {
+        const size_t bytes = s->w_bytes + (size_t)s->ntaps * sizeof *s->tap;
+        taps_destroy(s);
+        return cbn_fail_memory(err, "the packed weights of a convolution", bytes);
+    }
+    taps_list(s, d);
+    weights_pack(s, d, w);
+    *state = s;
+    return CBN_OK;
+}
+
+/* ---- running ----------------------------------------------------------------------------------------------------- */
+
+typedef struct taps_run {
+    const cbn_conv_desc *d;
+    const cbn_kernels *k;
+    const taps_state *s;
+    const cbn_conv_call *call;
+    int64_t x_plane, y_plane;
+    int64_t boxes;
+    int64_t parts; /* each a run of blocks of output channels */
+    char *scratch;
+} taps_run;
+
+/* One box: rows [r0, r1) and vectors [v0, v1) of plane z of the output. */
+typedef struct taps_box {
+    int64_t id, image, g, z, r0, r1, v0, v1;
+    int64_t col0;   /* first output column */
+    int64_t copied; /* rows of each depth tap */
+    float *copy;
+} taps_box;
+
+static void box_get(const taps_run *u, int64_t id, taps_box *box) {
+    const taps_state *s = u->s;
+    if (box->id == id) return;
+    box->id = id;
+    box->copied = 0;
+    const int64_t r = id % s->rows, c = id / s->rows % s->cols, rest = id / s->rows / s->cols;
+    box->r0 = u->d->out[1] * r / s->rows;
+    box->r1 = u->d->out[1] * (r + 1) / s->rows;
+    box->v0 = c * s->box_vectors;
+    box->v1 = CBN_MIN(box->v0 + s->box_vectors, s->vectors);
+    box->z = rest % u->d->out[0];
+    box->g = rest / u->d->out[0] % u->d->g;
+    box->image = rest / u->d->out[0] / u->d->g;
+    box->col0 = CBN_MIN(box->v0 * u->k->lanes, CBN_MAX(u->d->out[2] - u->k->lanes, 0));
+}
+
+/* Whether copied row i is read: with a stride not all of them are. */
+static bool row_needed(const cbn_conv_desc *d, int64_t i, int64_t rows) {
+    for (int64_t b = 0; b < d->k[1]; b++) {
+        const int64_t from = i - b * d->dil[1];
+        if (from >= 0 && from % d->stride[1] == 0 && from / d->stride[1] < rows) return true;
+    }
+    return false;
+}
+
+typedef enum { ROW_UNUSED, ROW_ZERO, ROW_IMAGE } row_kind;
+
+static row_kind row_of(const cbn_conv_desc *d, const taps_box *box, int64_t z, int64_t i) {
+    const int64_t row = box->r0 * d->stride[1] - d->pad_lo[1] + i;
+    if ((d->stride[1] > 1 || d->dil[1] > 1) && !row_needed(d, i, box->r1 - box->r0)) return ROW_UNUSED;
+    return z < 0 || z >= d->in[0] || row < 0 || row >= d->in[1] ? ROW_ZERO : ROW_IMAGE;
+}
+
+/* Makes sure that rows up to number `end` are there. */
+static void box_copy(const taps_run *u, taps_box *box, int64_t end) {
+    const taps_state *s = u->s;
+    const cbn_conv_desc *d = u->d;
+    const float *x = (const float *)u->call->x + (box->image * d->ic + box->g * s->icg) * u->x_plane;
+    cbn_rows_copy_args a = {.to_ic = s->phases * s->phase_floats,
+                            .to_row = s->row_floats,
+                            .x_ic = u->x_plane,
+                            .x_row = d->in[2],
+                            .ic = s->icg,
+                            .n = s->used_floats,
+                            .step = d->stride[2]};
+    for (int64_t t = 0; t < d->k[0]; t++) {
+        const int64_t z = box->z * d->stride[0] - d->pad_lo[0] + t * d->dil[0];
+        for (int64_t i = box->copied, n; i < end; i += n) {
+            const row_kind kind = row_of(d, box, z, i);
+            for (n = 1; i + n < end && row_of(d, box, z, i + n) == kind;) n++;
+            if (kind == ROW_UNUSED) continue;
+            const int64_t row = box->r0 * d->stride[1] - d->pad_lo[1] + i;
+            a.rows = n;
+            a.w = kind == ROW_IMAGE ? d->in[2] : 0;
+            a.x = kind == ROW_IMAGE ? x + (z * d->in[1] + row) * d->in[2] : x;
+            for (int64_t p = 0; p < s->phases; p++) {
+                a.to = box->copy + (t * s->plane_rows + i) * s->row_floats + p * s->phase_floats;
+                a.x0 = box->col0 * d->stride[2] - d->pad_lo[2] + s->phase[p];
+                u->k->rows_copy(&a);
+            }
+        }
+    }
+    box->copied = CBN_MAX(box->copied, end);
+}
+
+/* Asks for rows [from, end) of a copy to come, channels [i0, i1): the hardware does not foresee a walk over channels. */
+static void box_prefetch(const taps_run *u, const taps_box *box, int64_t from, int64_t end, int64_t i0, int64_t i1) {
+    const taps_state *s = u->s;
+    const cbn_conv_desc *d = u->d;
+    const int64_t top = box->r0 * d->stride[1] - d->pad_lo[1], left = box->col0 * d->stride[2] - d->pad_lo[2];
+    const int64_t row0 = CBN_MAX(top + from, 0), row1 = CBN_MIN(top + end, d->in[1]);
+    const int64_t col0 = CBN_MAX(left, 0), col1 = CBN_MIN(left + s->used_floats * d->stride[2], d->in[2]);
+    const int64_t line = CBN_CACHE_LINE / (int64_t)sizeof(float);
+    if (row0 >= row1 || col0 >= col1) return;
+    for (int64_t t = 0; t < d->k[0]; t++) {
+        const int64_t z = box->z * d->stride[0] - d->pad_lo[0] + t * d->dil[0];
+        if (z < 0 || z >= d->in[0]) continue;
+        for (int64_t i = i0; i < i1; i++) {
+            const float *x = (const float *)u->call->x + (box->image * d->ic + box->g * s->icg + i) * u->x_plane;
+            x += z * d->in[1] * d->in[2];
+            if (s->cols == 1) {
+                for (int64_t at = row0 * d->in[2]; at < row1 * d->in[2]; at += line)
+                    __builtin_prefetch(x + at, 0, 2);
+                continue;
+            }
+            for (int64_t row = row0; row < row1; row++)
+                for (int64_t at = col0; at < col1; at += line)
+                    __builtin_prefetch(x + row * d->in[2] + at, 0, 2);
+        }
+    }
+}
+
+/* Blocks [b0, b1) of output channels of a box. */
+static void box_run(const taps_run *u, taps_box *box, int64_t b0, int64_t b1) {
+    const taps_state *s = u->s;
+    const cbn_conv_desc *d = u->d;
+    const int64_t lanes = u->k->lanes, per_row = box->v1 - box->v0, all = (box->r1 - box->r0) * per_row;
+    const int64_t last_col = CBN_MAX(d->out[2] - lanes, 0);
+    int64_t xpix[STEP_VECTORS], ypix[STEP_VECTORS];
+    cbn_conv_tap_args a = {.x = box->copy,
+                           .tap = s->tap,
+                           .ntaps = s->ntaps,
+                           .y_oc = u->y_plane,
+                           .lanes = CBN_MIN(lanes, d->out[2])};
+    int64_t row = 0, v = 0;
+    for (int64_t q = 0; q < all; q += s->step) {
+        const int64_t n = CBN_MIN(s->step, all - q);
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t col = CBN_MIN((box->v0 + v) * lanes, last_col);
+            xpix[i] = row * d->stride[1] * s->row_floats + col - box->col0;
+            ypix[i] = (box->r0 + row) * d->out[2] + col;
+            if (++v < per_row) continue;
+            v = 0;
+            row++;
+        }
+        box_copy(u, box, rows_reach(d, v > 0 ? row + 1 : row));
+        /* While this step is computed, the input of the next one comes nearer. */
+        taps_box next = *box;
+        int64_t next_from = box->copied, next_end = 0;
+        if (q + s->step < all) {
+            next_end = rows_reach(d, (CBN_MIN(q + 2 * s->step, all) - 1) / per_row + 1);
+        } else if (b1 == s->blocks && box->id + 1 < u->boxes) {
+            box_get(u, box->id + 1, &next);
+            next_from = 0;
+            next_end = rows_reach(d, (CBN_MIN(s->step, all) - 1) / per_row + 1);
+        }
+        a.xpix = xpix;
+        a.ypix = ypix;
+        a.nv = n;
+        for (int64_t b = b0; b < b1; b++) {
+            const int64_t c0 = box->g * s->ocg + block_first(s, b);
+            const int64_t y_at = (box->image * d->oc + c0) * u->y_plane + box->z * d->out[1] * d->out[2];
+            box_prefetch(u, &next, next_from, next_end, s->icg * (b - b0) / (b1 - b0),
+                         s->icg * (b - b0 + 1) / (b1 - b0));
+            a.w = s->w + c0 * s->ntaps;
+            a.y = (float *)u->call->y + y_at;
+            a.epi = (cbn_epilogue_args){(const float *)u->call->bias + c0,
+                                        u->call->residual ? (const float *)u->call->residual + y_at : NULL,
+                                        u->call->lo, u->call->hi};
+            u->k->conv_tap((int)(block_first(s, b + 1) - block_first(s, b)), &a);
+        }
+    }
+}
+
+/* Items are numbered image, group, plane, columns, rows, part. */
+static void taps_range(void *arg, int64_t begin, int64_t end, int worker) {
+    const taps_run *u = arg;
+    const int64_t blocks = u->s->blocks;
+    taps_box box = {.id = -1, .copy = (float *)(u->scratch + (size_t)worker * u->s->copy_bytes)};
+    for (int64_t item = begin; item < end; item++) {
+        const int64_t part = item % u->parts;
+        box_get(u, item / u->parts, &box);
+        box_run(u, &box, blocks * part / u->parts, blocks * (part + 1) / u->parts);
+    }
+}
+
+static cbn_status taps_go(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
+                          const cbn_conv_call *call, cbn_error *err) {
+    const taps_state *s = state;
+    const int threads = call->max_threads > 0 ? call->max_threads : cbn_threads_get(NULL);
+    const int64_t boxes = call->n * d->g * d->out[0] * s->cols * s->rows;
+    if (call->n == 0) return CBN_OK;
+    if (!s->finite) {
+        memset(call->redo, 1, (size_t)call->n);
+        return CBN_OK;
+    }
+    taps_run u = {.d = d, .k = ctx->kernels, .s = s, .call = call, .boxes = boxes, .parts = 1};
+    u.x_plane = d->in[0] * d->in[1] * d->in[2];
+    u.y_plane = d->out[0] * d->out[1] * d->out[2];
+    if (threads > 1 && boxes < (int64_t)threads * PARTS_PER_THREAD)
+        u.parts = CBN_MIN(s->blocks, cbn_ceil_div((int64_t)threads * PARTS_PER_THREAD, boxes));
+    u.scratch = cbn_scratch_get(s->copy_bytes * (size_t)threads);
+    if (!u.scratch) return cbn_fail_memory(err, "scratch of a convolution", s->copy_bytes * (size_t)threads);
+    const int64_t work = s->box_rows * s->box_vectors * ctx->kernels->lanes * s->ocg * s->ntaps / u.parts;
+    cbn_parallel_for(boxes * u.parts, CBN_MAX(THREAD_WORK / CBN_MAX(work, 1), 1), threads, taps_range, &u);
+    cbn_scratch_put(u.scratch);
+    return CBN_OK;
+}
+
+static size_t taps_state_bytes(const void *state) {
+    const taps_state *s = state;
+    return sizeof *s + s->w_bytes + (size_t)s->ntaps * sizeof *s->tap + (size_t)s->phases * sizeof *s->phase;
+}
+
+static size_t taps_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n,
+                             int threads) {
+    (void)d;
+    (void)ctx;
+    (void)n;
+    return ((const taps_state *)state)->copy_bytes * (size_t)CBN_MAX(threads, 1);
+}
+
+static void taps_describe(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, char *buf,
+                          size_t size) {
+    const taps_state *s = state;
+    const int mr = (int)block_first(s, 1);
+    (void)d;
+    snprintf(buf, size, "%d channels x %d pixels, boxes of %lld rows x %lld columns, %lld vectors at a time", mr,
+             cbn_tap_nv(ctx->kernels, mr) * ctx->kernels->lanes, (long long)s->box_rows,
+             (long long)(s->box_vectors * ctx->kernels->lanes), (long long)s->step);
+}
+
+const cbn_conv_impl cbn_conv_taps = {
+    .name = "taps",
+    .supports = taps_supports,
+    .cost = taps_cost,
+    .prepare = taps_prepare,
+    .run = taps_go,
+    .destroy = taps_destroy,
+    .state_bytes = taps_state_bytes,
+    .workspace_bytes = taps_workspace,
+    .describe = taps_describe,
+    .fused_epilogue = true,
+    .spreads_nonfinite = true, /* those of weights */
+};

@@ -1,0 +1,521 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Transposed convolution with a stride, as one matrix product for each of its phases, pixels in vector lanes (kernels
+ * panel_pack, conv_px, interleave).
+ *
+ * Outputs whose coordinates leave the same remainders by the strides form a phase. Output q*stride + r meets the taps
+ * t0, t0 + stride, ... where t0 = (r + padding) mod stride, and the j-th of them multiplies input q + first - j: within a
+ * phase every pixel q has the same taps at the same distance, so a phase is a matrix product of its weights with a panel
+ * that holds channels times taps of some pixels; pixels outside the image are zeros there. Sums are taken over channels,
+ * then taps, as everywhere.
+ *
+ * Pixels q are numbered in one sequence and cut into super-panels whose panels stay in the L2 cache while all blocks of
+ * px_mr output channels pass over them. The sums of all column phases of some blocks go to a scratch buffer, from
+ * which rows of y are woven whole: y is written in long runs, each cache line once.
+ *
+ * With taps that do not differ in distance (kernel = stride) one panel serves all phases, and some blocks are woven as
+ * soon as they are done. Otherwise each phase has its panels, which serve all blocks of the item. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include "base/cbn_alloc.h"
+#include "base/cbn_checked.h"
+#include "ops/conv_cost.h"
+#include "ops/conv_plan.h"
+#include "threads/cbn_parallel.h"
+
+enum {
+    SUPER_BYTES = 200 * 1024, /* panels of a super-panel */
+    MIN_ITEMS = 16,           /* pieces of work there should be, so that threads end together */
+    MAX_BATCHES = 2,          /* items that may pack the same panels for different output channels */
+    MAX_STRIDE = 64,
+    MAX_PANEL = 64, /* pixels */
+    SHARED_PANELS = 6,        /* of a super-panel, when it serves all phases: its sums should stay close, too */
+    SUMS_BYTES = 96 * 1024,   /* of blocks that are woven together then */
+    THREAD_WORK = 500 * 1000 /* multiply-adds worth a thread */
+};
+
+/* Of one remainder on one axis. */
+typedef struct phase {
+    int64_t ntaps, t0;
+    int64_t first;  /* input of the tap t0, counted from q */
+    int64_t before; /* taps of smaller remainders */
+} phase;
+
+typedef struct transposed_state {
+    /* For weights that are not all finite, whose product with a zero of the padding would be NaN: what
+     * conv_direct made of them, and everything below is unused. */
+    void *direct;
+    phase *phases[CBN_MAX_SPATIAL]; /* `stride` of each axis, in one allocation */
+    int64_t grid[CBN_MAX_SPATIAL];  /* pixels q */
+    bool shared;                    /* one panel serves all phases */
+    bool plain;                     /* and is made of neighbours in the image */
+    int64_t icg, ocg, blocks, batches;
+    int64_t pixels, vectors, panels, supers;
+    int64_t super;    /* most pixels of a super-panel, in whole vectors */
+    int64_t max_taps; /* of a phase */
+    int64_t row_phases, row_items; /* (depth, height) phases that have outputs; those that are items */
+    int64_t group_blocks;          /* most blocks that are woven together */
+    size_t w_bytes, zeros_bytes;
+    float *zeros; /* for a block's channels, all of them */
+    float *w; /* [group][phase][block][channel][tap][px_mr], zeros beyond the last channel */
+} transposed_state;
+
+/* ---- preparing ------------------------------------------------------------------------------- */
+static bool transposed_supports(const cbn_conv_desc *d, const cbn_conv_context *ctx, const char **why_not) {
+    (void)ctx;
+    *why_not = NULL;
+    if (d->dtype != CBN_F32)
+        *why_not = "dtype is not float32";
+    else if (!d->transposed)
+        *why_not = "not transposed";
+    else if (d->stride[2] == 1)
+        *why_not = "the columns have no stride";
+    for (int a = 0; a < CBN_MAX_SPATIAL && !*why_not; a++) {
+        if (d->dil[a] != 1 && d->k[a] != 1)
+            *why_not = "dilation";
+        else if (d->stride[a] > MAX_STRIDE)
+            *why_not = "the stride is large";
+    }
+    return !*why_not;
+}
+
+static int64_t grid_size(const cbn_conv_desc *d, int64_t grid[CBN_MAX_SPATIAL]) {
+    int64_t n = 1;
+    for (int a = 0; a < CBN_MAX_SPATIAL; a++) n *= grid[a] = cbn_ceil_div(d->out[a], d->stride[a]);
+    return n;
+}
+
+static double transposed_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx) {
+    const cbn_kernels *k = ctx->kernels;
+    int64_t grid[CBN_MAX_SPATIAL];
+    const int64_t pixels = grid_size(d, grid), vectors = cbn_ceil_div(pixels, k->lanes),
+                  per_panel = cbn_ceil_div(vectors, cbn_ceil_div(vectors, k->px_nv)), ocg = d->oc / d->g;
+    /* Padded taps are computed. Fewer than some ten independent sums do not keep the multiply-adders busy. */
+    const double taps = (double)(d->k[0] * d->k[1] * d->k[2]) * (double)(d->ic / d->g),
+                 rows = (double)(d->g * cbn_ceil_div(ocg, k->px_mr) * k->px_mr),
+                 filled = CBN_MIN(0.97, (double)(per_panel * k->px_mr) / 12.0);
+    const double products = cbn_cost_fma(k, taps * rows * (double)(vectors * k->lanes), filled);
+    /* Weaving takes four cycles a vector; with other strides it goes element by element. */
+    const int64_t s = d->stride[2];
+    const double out = (double)(d->oc * d->out[0] * d->out[1] * d->out[2]);
+    return products + out * (s == 2 || s == 4 || s == 8 ? 4.0 / k->lanes : 2.0);
+}
+
+static void transposed_destroy(void *state) {
+    transposed_state *s = state;
+    if (!s) return;
+    cbn_conv_direct.destroy(s->direct);
+    cbn_free(s->phases[0]);
+    cbn_free(s->zeros);
+    cbn_free(s->w);
+    cbn_free(s);
+}
+
+static int64_t remainder_of(int64_t a, int64_t s) { return (a % s + s) % s; }
+
+/* Returns whether all remainders of the axis have the same taps at the same distance. */
+static bool phases_fill(const cbn_conv_desc *d, int a, phase *p) {
+    const int64_t s = d->stride[a], k = d->k[a];
+    int64_t before = 0;
+    bool same = true;
+    for (int64_t r = 0; r < s; r++) {
+        const int64_t t0 = remainder_of(r + d->pad_lo[a], s);
+        p[r] = (phase){.t0 = t0, .ntaps = t0 < k ? cbn_ceil_div(k - t0, s) : 0, .before = before};
+        p[r].first = (r + d->pad_lo[a] - t0) / s;
+        before += p[r].ntaps;
+        same = same && p[r].ntaps == p[0].ntaps && p[r].first == p[0].first;
+    }
+    return same;
+}
+
+static int64_t phase_taps(const transposed_state *s, const int64_t r[CBN_MAX_SPATIAL]) {
+    return s->phases[0][r[0]].ntaps * s->phases[1][r[1]].ntaps * s->phases[2][r[2]].ntaps;
+}
+
+/* Taps of the phases before this one. */
+static int64_t phase_before(const transposed_state *s, const cbn_conv_desc *d, const int64_t r[CBN_MAX_SPATIAL]) {
+    const phase *z = &s->phases[0][r[0]], *y = &s->phases[1][r[1]], *x = &s->phases[2][r[2]];
+    return z->before * d->k[1] * d->k[2] + z->ntaps * (y->before * d->k[2] + y->ntaps * x->before);
+}
+
+/* Weights of a block of one phase, [channel][tap][px_mr]. */
+static float *phase_weights(const transposed_state *s, const cbn_conv_desc *d, int mr, int64_t g,
+                            const int64_t r[CBN_MAX_SPATIAL], int64_t block) {
+    const int64_t taps = d->k[0] * d->k[1] * d->k[2], per_tap = s->icg * s->blocks * mr;
+    return s->w + (g * taps + phase_before(s, d, r)) * per_tap + block * s->icg * phase_taps(s, r) * mr;
+}
+
+/* w: [ic][oc/g][kd][kh][kw]. */
+static void phase_pack(const transposed_state *s, const cbn_conv_desc *d, int mr, const float *w,
+                       const int64_t r[CBN_MAX_SPATIAL]) {
+    const phase *z = &s->phases[0][r[0]], *y = &s->phases[1][r[1]], *x = &s->phases[2][r[2]];
+    const int64_t taps = d->k[0] * d->k[1] * d->k[2];
+    for (int64_t g = 0; g < d->g; g++) {
+        float *p = phase_weights(s, d, mr, g, r, 0);
+        for (int64_t b = 0; b < s->blocks; b++)
+            for (int64_t i = 0; i < s->icg; i++)
+                for (int64_t tz = 0; tz < z->ntaps; tz++)
+                    for (int64_t ty = 0; ty < y->ntaps; ty++)
+                        for (int64_t tx = 0; tx < x->ntaps; tx++) {
+                            const int64_t at = ((z->t0 + tz * d->stride[0]) * d->k[1] + y->t0 + ty * d->stride[1]) * d->k[2] +
+                                               x->t0 + tx * d->stride[2];
+                            for (int64_t c = b * mr; c < (b + 1) * mr; c++)
+                                *p++ = c < s->ocg ? w[((g * s->icg + i) * s->ocg + c) * taps + at] : 0.0f;
+                        }
+    }
+}
+
+static bool all_finite(const float *w, int64_t n) {
+    /* An Inf or NaN times zero is NaN and stays one in the sum. */
+    float sum[8] = {0};
+    for (int64_t i = 0; i < n; i++) sum[i % 8] += w[i] * 0.0f;
+    for (int i = 1; i < 8; i++) sum[0] += sum[i];
+    return !isnan(sum[0]);
+}
+
+/* Cuts the pixels into panels and super-panels, and the output channels into batches. */
+static void work_cut(transposed_state *s, const cbn_conv_desc *d, const cbn_kernels *k) {
+    s->pixels = grid_size(d, s->grid);
+    s->vectors = cbn_ceil_div(s->pixels, k->lanes);
+    s->panels = cbn_ceil_div(s->vectors, k->px_nv);
+    s->row_phases = CBN_MIN(d->stride[0], d->out[0]) * CBN_MIN(d->stride[1], d->out[1]);
+    s->row_items = s->shared ? 1 : s->row_phases;
+    const int64_t depth = CBN_MAX(s->icg * s->max_taps, 1), panel = k->px_nv * k->lanes * (int64_t)sizeof(float);
+    int64_t fit = CBN_MAX(SUPER_BYTES / (depth * panel), 1);
+    if (s->shared) fit = CBN_MIN(fit, SHARED_PANELS);
+    if (s->panels * s->row_items >= MIN_ITEMS) fit = CBN_MIN(fit, s->panels * s->row_items / MIN_ITEMS);
+    s->supers = cbn_ceil_div(s->panels, fit);
+    s->super = cbn_ceil_div(s->panels, s->supers) * k->px_nv * k->lanes;
+    s->batches = CBN_MIN(cbn_ceil_div(MIN_ITEMS, s->supers * s->row_items), CBN_MIN(MAX_BATCHES, s->blocks));
+    s->group_blocks = cbn_ceil_div(s->blocks, s->batches);
+    if (!s->shared) return;
+    const int64_t block = d->stride[2] * k->px_mr * s->super * (int64_t)sizeof(float);
+    s->group_blocks = cbn_ceil_div(s->group_blocks, cbn_ceil_div(s->group_blocks * block, SUMS_BYTES));
+}
+
+static cbn_status transposed_prepare(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *w, void **state,
+                                     cbn_error *err) {
+    const int mr = ctx->kernels->px_mr;
+    const int64_t *st = d->stride;
+    assert(ctx->kernels->px_nv * ctx->kernels->lanes <= MAX_PANEL);
+    transposed_state *s = cbn_calloc(sizeof *s);
+    if (!s) return cbn_fail_memory(err, "a transposed convolution", sizeof *s);
+    cbn_status status = CBN_OK;
+    s->icg = d->ic / d->g;
+    s->ocg = d->oc / d->g;
+    s->blocks = cbn_ceil_div(s->ocg, mr);
+    const int64_t taps = d->k[0] * d->k[1] * d->k[2];
+    if (!all_finite(w, d->ic * s->ocg * taps)) {
+        status = cbn_conv_direct.prepare(d, ctx, w, &s->direct, err);
+        goto done;
+    }
+    const size_t nphases = (size_t)(st[0] + st[1] + st[2]);
+    s->phases[0] = cbn_alloc_array(nphases, sizeof *s->phases[0]);
+    if (!s->phases[0]) {
+        status = cbn_fail_memory(err, "the phases of a convolution", nphases * sizeof *s->phases[0]);
+        goto done;
+    }
+    s->shared = true;
+    s->max_taps = 1;
+    for (int a = 0; a < CBN_MAX_SPATIAL; a++) {
+        if (a > 0) s->phases[a] = s->phases[a - 1] + st[a - 1];
+        if (!phases_fill(d, a, s->phases[a])) s->shared = false;
+        s->max_taps *= cbn_ceil_div(d->k[a], st[a]);
+    }
+    work_cut(s, d, ctx->kernels);
+    s->plain = s->shared && s->max_taps == 1;
+    for (int a = 0; a < CBN_MAX_SPATIAL; a++) s->plain = s->plain && s->grid[a] == d->in[a] && s->phases[a][0].first == 0;
+    s->zeros_bytes = (size_t)(s->blocks * mr) * sizeof *s->zeros;
+    s->zeros = cbn_calloc(s->zeros_bytes);
+    if (!s->zeros) {
+        status = cbn_fail_memory(err, "zeros for a convolution", s->zeros_bytes);
+        goto done;
+    }
+    int64_t n;
+    const bool fits = cbn_mul_ok(d->g * s->blocks * mr, s->icg * taps, &n) && cbn_mul_ok(n, sizeof(float), &n);
+    s->w_bytes = fits ? (size_t)n : SIZE_MAX;
+    s->w = fits ? cbn_alloc(s->w_bytes) : NULL;
+    if (!s->w) {
+        status = cbn_fail_memory(err, "the packed weights of a convolution", s->w_bytes);
+        goto done;
+    }
+    int64_t r[CBN_MAX_SPATIAL];
+    for (r[0] = 0; r[0] < st[0]; r[0]++)
+        for (r[1] = 0; r[1] < st[1]; r[1]++)
+            for (r[2] = 0; r[2] < st[2]; r[2]++) phase_pack(s, d, mr, w, r);
+done:
+    if (status == CBN_OK)
+        *state = s;
+    else
+        transposed_destroy(s);
+    return status;
+}
+
+/* ---- running --------------------------------------------------------------------------------- */
+typedef struct transposed_run {
+    const cbn_conv_desc *d;
+    const cbn_kernels *k;
+    const transposed_state *s;
+    const cbn_conv_call *call;
+    int64_t x_plane, y_plane;
+    char *scratch;
+    size_t panel_bytes, sums_bytes, moves_bytes, worker_bytes;
+} transposed_run;
+
+/* What an item is about; r: its phase, r[2] changing. */
+typedef struct item {
+    int64_t image, g, p0, p1; /* panels */
+    int64_t r[CBN_MAX_SPATIAL];
+    float *packed, *sums;
+    cbn_panel_move *moves;
+    int64_t pixel0, width; /* first pixel; room of the item's pixels in sums */
+    /* What the next super-panel reads of the first channel, as far as it has not been asked for yet. */
+    const float *next, *next_end;
+    bool copy; /* the panels are still to be made, from neighbours in the image */
+} item;
+
+/* First pixel of a panel; that of panel number `panels` is at or past the end. */
+static int64_t panel_pixel(const transposed_run *u, int64_t panel) {
+    return u->s->vectors * panel / u->s->panels * u->k->lanes;
+}
+
+/* The moves that fill pixels [q0, q1) of one tap, whose input is `shift` away from q on each axis; they write up to
+ * pitch pixels to `at`. */
+static int64_t tap_moves(const transposed_run *u, const int64_t shift[CBN_MAX_SPATIAL], int64_t q0, int64_t q1,
+                         int64_t pitch, int64_t at, cbn_panel_move *out) {
+    const transposed_state *s = u->s;
+    const cbn_conv_desc *d = u->d;
+    const int lanes = u->k->lanes;
+    cbn_panel_move *m = out;
+    for (int64_t q = q0; q < q1;) {
+        const int64_t x = q % s->grid[2], row = q / s->grid[2];
+        const int64_t iy = row % s->grid[1] + shift[1], iz = row / s->grid[1] + shift[0];
+        const int64_t end = CBN_MIN(q1, q + s->grid[2] - x);
+        const bool inside = 0 <= iy && iy < d->in[1] && 0 <= iz && iz < d->in[0];
+        for (int64_t p = q; p < end; p += lanes, m++) {
+            const int64_t ix = x + (p - q) + shift[2], n = CBN_MIN(end - p, lanes);
+            const int64_t lo = CBN_MIN(CBN_MAX(-ix, 0), lanes), hi = CBN_MIN(d->in[2] - ix, n);
+            *m = (cbn_panel_move){.out = at + p - q0, .n = (int16_t)CBN_MIN(lanes, pitch - (p - q0))};
+            if (!inside || lo >= hi) continue;
+            m->x = (iz * d->in[1] + iy) * d->in[2] + ix;
+            m->lo = (int16_t)lo;
+            m->hi = (int16_t)hi;
+        }
+        q = end;
+    }
+    return m - out;
+}
+
+static void item_pack(const transposed_run *u, const item *it) {
+    const transposed_state *s = u->s;
+    const phase *z = &s->phases[0][it->r[0]], *y = &s->phases[1][it->r[1]], *x = &s->phases[2][it->r[2]];
+    const float *from = (const float *)u->call->x + (it->image * u->d->ic + it->g * s->icg) * u->x_plane;
+    const int64_t ntaps = phase_taps(s, it->r);
+    float *out = it->packed;
+    for (int64_t p = it->p0; p < it->p1; p++) {
+        const int64_t q0 = panel_pixel(u, p), pitch = panel_pixel(u, p + 1) - q0, q1 = CBN_MIN(q0 + pitch, s->pixels);
+        int64_t t = 0, n = 0;
+        for (int64_t a = 0; a < z->ntaps; a++)
+            for (int64_t b = 0; b < y->ntaps; b++)
+                for (int64_t c = 0; c < x->ntaps; c++, t++) {
+                    const int64_t shift[] = {z->first - a, y->first - b, x->first - c};
+                    n += tap_moves(u, shift, q0, q1, pitch, t * pitch, it->moves + n);
+                }
+        u->k->panel_pack(out, ntaps * pitch, from, u->x_plane, s->icg, it->moves, n);
+        out += s->icg * ntaps * pitch;
+    }
+}
+
+/* Pixels that are neighbours in a row of y. */
+typedef struct run {
+    int64_t end;   /* first pixel after them */
+    int64_t at, n; /* their outputs: where in the image, how many (0: pixels beyond the last row) */
+} run;
+
+/* The longest one from pixel q on, ending before `end`. */
+static run run_at(const transposed_run *u, const item *it, int64_t q, int64_t end) {
+    const cbn_conv_desc *d = u->d;
+    const int64_t *grid = u->s->grid, x = q % grid[2] * d->stride[2], row = q / grid[2];
+    const int64_t oy = row % grid[1] * d->stride[1] + it->r[1], oz = row / grid[1] * d->stride[0] + it->r[0];
+    run r = {.end = CBN_MIN(end, q / grid[2] * grid[2] + grid[2])};
+    if (oy >= d->out[1] || oz >= d->out[0]) return r;
+    r.n = CBN_MIN((r.end - q) * d->stride[2], d->out[2] - x);
+    r.at = (oz * d->out[1] + oy) * d->out[2] + x;
+    return r;
+}
+
+/* Sums of blocks [b0, b1) in the item's phase, to `sums`. copy: the panels are read from the image, and kept. */
+static void group_sums(const transposed_run *u, item *it, int64_t b0, int64_t b1, bool copy, float *sums) {
+    enum { LINE = CBN_CACHE_LINE / sizeof(float) };
+    const transposed_state *s = u->s;
+    const int mr = u->k->px_mr;
+    const float *image = (const float *)u->call->x + (it->image * u->d->ic + it->g * s->icg) * u->x_plane;
+    float *packed = it->packed;
+    cbn_conv_px_args a = {.ic = s->icg * phase_taps(s, it->r), .y_oc = it->width, .mr = mr, .oc_valid = (int)(b1 - b0) * mr};
+    a.w = phase_weights(s, u->d, mr, it->g, it->r, b0);
+    a.epi = (cbn_epilogue_args){s->zeros, NULL, -INFINITY, INFINITY};
+    a.prefetch_step = u->x_plane;
+    for (int64_t p = it->p0; p < it->p1; p++) {
+        const int64_t q = panel_pixel(u, p), pitch = panel_pixel(u, p + 1) - q;
+        a.np = (int32_t)(copy ? CBN_MIN(pitch, s->pixels - q) : pitch);
+        a.x = copy ? image + q : packed;
+        a.x_ic = copy ? u->x_plane : pitch;
+        a.x_padded = !copy;
+        a.copy = copy ? packed : NULL;
+        a.y = sums + (q - it->pixel0);
+        a.prefetch = it->next < it->next_end ? it->next : NULL;
+        it->next += LINE;
+        u->k->conv_px(&a);
+        packed += a.ic * pitch;
+    }
+}
+
+/* Rows of y of blocks [b0, b1). */
+static void group_weave(const transposed_run *u, const item *it, int64_t b0, int64_t b1) {
+    const transposed_state *s = u->s;
+    const int64_t mr = u->k->px_mr, oc0 = it->g * s->ocg + b0 * mr, y0 = (it->image * u->d->oc + oc0) * u->y_plane;
+    const int64_t q1 = CBN_MIN(panel_pixel(u, it->p1), s->pixels);
+    const int nch = (int)(CBN_MIN(b1 * mr, s->ocg) - b0 * mr);
+    float *y = (float *)u->call->y + y0;
+    const float *residual = u->call->residual ? (const float *)u->call->residual + y0 : NULL;
+    cbn_epilogue_args e = {(const float *)u->call->bias + oc0, NULL, u->call->lo, u->call->hi};
+    for (int64_t q = it->pixel0; q < q1;) {
+        const run r = run_at(u, it, q, q1);
+        e.residual = residual ? residual + r.at : NULL;
+        if (r.n > 0)
+            u->k->interleave(y + r.at, u->y_plane, nch, (int)u->d->stride[2], it->sums + (q - it->pixel0), it->width,
+                             (b1 - b0) * mr * it->width, r.n, &e);
+        q = r.end;
+    }
+}
+
+/* Blocks [b0, b1) of the rows of one (depth, height) phase. */
+static void rows_run(const transposed_run *u, item *it, int64_t b0, int64_t b1) {
+    const transposed_state *s = u->s;
+    const int64_t columns = CBN_MIN(u->d->stride[2], u->d->out[2]), mr = u->k->px_mr;
+    for (int64_t b = b0; b < b1; b += s->group_blocks) {
+        const int64_t end = CBN_MIN(b + s->group_blocks, b1);
+        for (it->r[2] = 0; it->r[2] < columns; it->r[2]++) {
+            if (!s->shared) item_pack(u, it);
+            group_sums(u, it, b, end, it->copy, it->sums + it->r[2] * (end - b) * mr * it->width);
+            it->copy = false;
+        }
+        group_weave(u, it, b, end);
+    }
+}
+
+/* Panels of neighbours in the image are asked for early: the hardware does not foresee a walk over channels. */
+static void next_find(const transposed_run *u, item *it) {
+    const transposed_state *s = u->s;
+    if (it->p1 == s->panels) return;
+    const float *x = (const float *)u->call->x + (it->image * u->d->ic + it->g * s->icg) * u->x_plane;
+    it->next = x + panel_pixel(u, it->p1);
+    it->next_end = x + CBN_MIN(panel_pixel(u, it->p1) + it->width, s->pixels);
+}
+
+/* Items are numbered image, group, super-panel, (depth, height) phase unless panels are shared, batch of blocks. */
+static void transposed_range(void *arg, int64_t begin, int64_t end, int worker) {
+    const transposed_run *u = arg;
+    const transposed_state *s = u->s;
+    char *scratch = u->scratch + (size_t)worker * u->worker_bytes;
+    item it = {.packed = (float *)scratch};
+    it.sums = (float *)(scratch + u->panel_bytes);
+    it.moves = (cbn_panel_move *)(scratch + u->panel_bytes + u->sums_bytes);
+    const int64_t heights = CBN_MIN(u->d->stride[1], u->d->out[1]);
+    int64_t have = -1;
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t batch = i % s->batches, row = i / s->batches % s->row_items, rest = i / s->batches / s->row_items;
+        const int64_t super = rest % s->supers, b0 = batch * s->blocks / s->batches,
+                      b1 = (batch + 1) * s->blocks / s->batches;
+        it.g = rest / s->supers % u->d->g;
+        it.image = rest / s->supers / u->d->g;
+        it.p0 = s->panels * super / s->supers;
+        it.p1 = s->panels * (super + 1) / s->supers;
+        it.pixel0 = panel_pixel(u, it.p0);
+        it.width = panel_pixel(u, it.p1) - it.pixel0;
+        if (s->shared && rest != have) {
+            memset(it.r, 0, sizeof it.r);
+            it.copy = s->plain;
+            it.next = it.next_end = NULL;
+            if (s->plain)
+                next_find(u, &it);
+            else
+                item_pack(u, &it);
+        }
+        have = rest;
+        const int64_t first = s->shared ? 0 : row, count = s->shared ? s->row_phases : 1;
+        for (int64_t rows = first; rows < first + count; rows++) {
+            it.r[0] = rows / heights;
+            it.r[1] = rows % heights;
+            rows_run(u, &it, b0, b1);
+        }
+    }
+}
+
+static size_t round_up(int64_t bytes) { return (size_t)cbn_ceil_div(bytes, CBN_CACHE_LINE) * CBN_CACHE_LINE; }
+
+static void scratch_layout(const transposed_state *s, const cbn_conv_desc *d, const cbn_kernels *k, transposed_run *u) {
+    const int64_t f = (int64_t)sizeof(float);
+    u->panel_bytes = round_up(s->super * s->icg * s->max_taps * f);
+    u->sums_bytes = round_up(s->group_blocks * d->stride[2] * k->px_mr * s->super * f);
+    u->moves_bytes = round_up(k->px_nv * k->lanes * s->max_taps * (int64_t)sizeof(cbn_panel_move));
+    u->worker_bytes = u->panel_bytes + u->sums_bytes + u->moves_bytes;
+}
+
+static size_t transposed_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n,
+                                   int threads) {
+    const transposed_state *s = state;
+    if (s->direct) return cbn_conv_direct.workspace_bytes(d, ctx, s->direct, n, threads);
+    transposed_run u;
+    scratch_layout(s, d, ctx->kernels, &u);
+    return u.worker_bytes * (size_t)CBN_MAX(threads, 1);
+}
+
+static cbn_status transposed_go(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
+                                const cbn_conv_call *call, cbn_error *err) {
+    const transposed_state *s = state;
+    if (s->direct) return cbn_conv_direct.run(d, ctx, s->direct, call, err);
+    if (call->n == 0) return CBN_OK;
+    transposed_run u = {.d = d, .k = ctx->kernels, .s = s, .call = call};
+    u.x_plane = d->in[0] * d->in[1] * d->in[2];
+    u.y_plane = d->out[0] * d->out[1] * d->out[2];
+    scratch_layout(s, d, ctx->kernels, &u);
+    const int threads = call->max_threads > 0 ? call->max_threads : cbn_threads_get(NULL);
+    u.scratch = cbn_scratch_get(u.worker_bytes * (size_t)threads);
+    if (!u.scratch) return cbn_fail_memory(err, "scratch of a convolution", u.worker_bytes * (size_t)threads);
+    const int64_t items = call->n * d->g * s->supers * s->row_items * s->batches;
+    const int64_t work = s->pixels * s->icg * s->ocg * d->k[0] * d->k[1] * d->k[2] * d->g * call->n / items;
+    cbn_parallel_for(items, CBN_MAX(THREAD_WORK / CBN_MAX(work, 1), 1), threads, transposed_range, &u);
+    cbn_scratch_put(u.scratch);
+    return CBN_OK;
+}
+
+static size_t transposed_state_bytes(const void *state) {
+    const transposed_state *s = state;
+    return sizeof *s + s->w_bytes + s->zeros_bytes + (s->direct ? cbn_conv_direct.state_bytes(s->direct) : 0);
+}
+
+static void transposed_describe(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, char *buf,
+                                size_t size) {
+    const transposed_state *s = state;
+    if (s->direct) {
+        snprintf(buf, size, "by direct: weights are not finite");
+        return;
+    }
+    snprintf(buf, size, "%lldx%lldx%lld phases of %d channels x %d pixels, super-panels of %lld%s",
+             (long long)d->stride[0], (long long)d->stride[1], (long long)d->stride[2], ctx->kernels->px_mr,
+             ctx->kernels->px_nv * ctx->kernels->lanes, (long long)s->super, s->shared ? ", one for all phases" : "");
+}
+
+const cbn_conv_impl cbn_conv_transposed = {
+    .name = "transposed",
+    .supports = transposed_supports,
+    .cost = transposed_cost,
+    .prepare = transposed_prepare,
+    .run = transposed_go,
+    .destroy = transposed_destroy,
+    .state_bytes = transposed_state_bytes,
+    .workspace_bytes = transposed_workspace,
+    .describe = transposed_describe,
+    .fused_epilogue = true,
+};
