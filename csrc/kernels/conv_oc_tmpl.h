@@ -126,7 +126,8 @@ CBN_INLINE void CBN_FN(oc_tile)(const int np, const int nv, const cbn_conv_oc_ar
     }
 
     if (!a->y) {
-        CBN_UNROLL for (int i = 0; i < np * nv; i++) vf_store(a->acc + i * VF_LANES, acc[i]);
+        float *const sums = a->acc; /* read once: the stores might change it, for all gcc knows */
+        CBN_UNROLL for (int i = 0; i < np * nv; i++) vf_store(sums + i * VF_LANES, acc[i]);
         return;
     }
     CBN_UNROLL for (int v = 0; v < nv; v++) {

@@ -7,6 +7,7 @@
  * Vector registers: TILE_PX_MR*TILE_PX_NV sums + TILE_PX_NV pixels + 1 weight. */
 
 typedef enum { PX_WHOLE, PX_PART, PX_COPY } CBN_FN(px_kind);
+typedef enum { PX_QUIET, PX_DENSE, PX_SPARSE } CBN_FN(px_fetch);
 
 /* What changes from block to block. */
 typedef struct CBN_FN(px_block) {
@@ -34,14 +35,16 @@ CBN_INLINE void CBN_FN(px_store)(const int mr, const int nv, const int64_t last,
     }
 }
 
-/* One block. pf moves on by pf_step in each of its ic steps. */
-CBN_INLINE void CBN_FN(px_tile)(const int mr, const int nv, const CBN_FN(px_kind) kind, const int64_t last,
-                                const int64_t valid, const CBN_FN(px_block) *b, float *copy, const float *pf,
-                                const int64_t pf_step, const cbn_conv_px_args *a) {
+/* One block. Prefetch: none, one line in each channel's step, or one whenever pf_mask leaves nothing of the number of
+ * channels to go. */
+CBN_INLINE void CBN_FN(px_tile)(const int mr, const int nv, const CBN_FN(px_kind) kind, const CBN_FN(px_fetch) fetch,
+                                const int64_t last, const int64_t valid, const CBN_FN(px_block) *b, const float *pf,
+                                const int64_t pf_mask, const cbn_conv_px_args *a) {
     vf acc[TILE_PX_MR * TILE_PX_NV];
     CBN_UNROLL for (int i = 0; i < mr * nv; i++) acc[i] = vf_zero();
     const float *x = a->x, *w = b->w;
-    const int64_t x_ic = a->x_ic;
+    float *copy = a->copy;
+    const int64_t x_ic = a->x_ic, pf_step = a->prefetch_step;
     for (int64_t k = a->ic; k > 0; k--) {
         vf xv[TILE_PX_NV];
         CBN_UNROLL for (int v = 0; v < nv; v++) {
@@ -49,14 +52,16 @@ CBN_INLINE void CBN_FN(px_tile)(const int mr, const int nv, const CBN_FN(px_kind
             xv[v] = vf_pin(all ? vf_load(x + v * VF_LANES) : vf_load_n(x + v * VF_LANES, last));
             if (kind == PX_COPY) vf_store(copy + v * VF_LANES, xv[v]);
         }
-        __builtin_prefetch(pf, 0, 2);
+        if (fetch == PX_DENSE || (fetch == PX_SPARSE && (k & pf_mask) == 0)) {
+            __builtin_prefetch(pf, 0, 2);
+            pf += pf_step;
+        }
         CBN_UNROLL for (int c = 0; c < mr; c++) {
             const vf wv = vf_pin(vf_set1(w[c]));
             CBN_UNROLL for (int v = 0; v < nv; v++) acc[c * nv + v] = vf_fma(wv, xv[v], acc[c * nv + v]);
         }
         x += x_ic;
         w += mr;
-        pf += pf_step;
         if (kind == PX_COPY) copy += nv * VF_LANES;
     }
     if (last < VF_LANES || valid < mr)
@@ -67,20 +72,31 @@ CBN_INLINE void CBN_FN(px_tile)(const int mr, const int nv, const CBN_FN(px_kind
         CBN_FN(px_store)(mr, nv, VF_LANES, mr, acc, NULL, b, a);
 }
 
-/* All blocks: the loop is in here because leaving and entering a function costs as much as some twenty channels. */
+/* All blocks: the loop is in here because leaving and entering a function costs as much as some twenty channels. Lines
+ * to be asked for are spread over the blocks when they are many: a burst of them would have to be waited for. */
 CBN_INLINE void CBN_FN(px_blocks)(const int mr, const int nv, const CBN_FN(px_kind) kind, const cbn_conv_px_args *a) {
+    enum { MANY = 192, SPARSEST = 15 };
     const int64_t last = a->np - (nv - 1) * VF_LANES;
     CBN_FN(px_block) b = {a->w, a->epi.bias, a->epi.residual, a->y};
-    const float *pf = a->prefetch ? a->prefetch : b.w;
-    int64_t pf_step = a->prefetch ? a->prefetch_step : 0;
+    const float *pf = a->prefetch;
+    int64_t pf_left = pf && kind != PX_COPY ? a->ic : 0, mask = 0;
+    if (a->ic >= MANY)
+        while (mask < SPARSEST && 2 * (mask + 1) * mr <= a->oc_valid) mask = 2 * mask + 1;
     for (int64_t left = a->oc_valid; left > 0; left -= mr) {
-        CBN_FN(px_tile)(mr, nv, kind, last, left, &b, a->copy, pf, pf_step, a);
+        if (kind == PX_COPY || pf_left <= 0)
+            CBN_FN(px_tile)(mr, nv, kind, PX_QUIET, last, left, &b, NULL, 0, a);
+        else if (mask == 0)
+            CBN_FN(px_tile)(mr, nv, kind, PX_DENSE, last, left, &b, pf, 0, a);
+        else
+            CBN_FN(px_tile)(mr, nv, kind, PX_SPARSE, last, left, &b, pf, mask, a);
         b.w += mr * a->ic;
         b.bias += mr;
         b.y += mr * a->y_oc;
         if (b.residual) b.residual += mr * a->y_oc;
-        pf = a->w;
-        pf_step = 0;
+        if (pf_left <= 0) continue;
+        const int64_t done = a->ic / (mask + 1);
+        pf_left -= done;
+        pf += done * a->prefetch_step;
     }
 }
 
@@ -129,7 +145,6 @@ static void CBN_FN(conv_px)(const cbn_conv_px_args *a) {
         rest.x = a->copy;
         rest.x_ic = vectors * VF_LANES;
         rest.x_padded = true;
-        rest.prefetch = NULL;
         rest.w += mr * a->ic;
         rest.y += mr * a->y_oc;
         rest.epi.bias += mr;

@@ -38,6 +38,7 @@ CBN_INLINE void CBN_FN(tap_tile)(const int mr, const int nv, const cbn_conv_tap_
     for (const int32_t *t = a->tap, *end = t + a->ntaps; t < end; t++, w += mr)
         CBN_FN(tap_step)(acc, mr, nv, p, *t, w);
 
+    CBN_BARRIER(); /* else what follows is loaded before the loop and takes registers there */
     const vf lo = vf_set1(a->epi.lo), hi = vf_set1(a->epi.hi);
     const float *res = a->epi.residual, *bias = a->epi.bias;
     const int64_t y_oc = a->y_oc;

@@ -55,6 +55,7 @@ CBN_INLINE void CBN_FN(ln_tile)(const int np, const int nb, const cbn_linear_arg
                     acc[i] = vf_fma(x, wv[v], acc[i]);
                 }
             }
+            if (np * nb > 4) CBN_BARRIER(); /* keeps gcc 12 from holding the broadcasts for the next block */
         }
         w += WIDTH;
         pf += pf_step;

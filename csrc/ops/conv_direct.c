@@ -9,11 +9,11 @@
  * tile; a worker makes these tables for its job and uses them for a batch of blocks of output
  * channels.
  *
- * Input channels are taken a chunk at a time, so that the weights of a block stay in L1 while all
- * tiles of the job use them. When several blocks share a job, the part of the input a tile reads,
- * its window, is first copied to one place: in the image every row of every channel is another
- * cache line and every channel another page, which costs more (up to 8 % on strided 3x3 and 25 % on
- * 1x1 layers, measured) than the copy.
+ * When several blocks share a job, the part of the input a tile reads, its window, is first copied to one place: in
+ * the image every row of every channel is another cache line and every channel another page, which costs more than the
+ * copy. With windows both x and the weights stream through L1, which the hardware foresees; input channels are then
+ * taken in chunks whose weights, with the windows of a job, stay in L2. Without windows the weights of a chunk stay in
+ * L1. What comes next is prefetched by the kernel, one line a channel, since a burst of prefetches stalls.
  *
  * The sum of an output element is always taken over channels, then taps, each one fused
  * multiply-add, so results do not depend on tiles, jobs, threads or the batch. */
@@ -32,7 +32,7 @@ enum {
     /* Tiles of a job at most: enough to reuse a chunk of weights often. */
     JOB_TILES = 32,
     JOB_TILES_LEAST = 8,
-    /* A chunk of the weights of one block: half of L1, with windows a quarter of L2. Both of these stream, and the
+    /* A chunk of the weights of one block; with windows it is a quarter of L2. They stream, and the
      * longer a tile runs the better. */
     CHUNK_BYTES = 32 * 1024,
     /* Blocks of output channels that share windows and a place for their sums. */
@@ -173,21 +173,20 @@ static int64_t job_taps_max(const direct_state *s) {
 
 /* w is [oc][ic/g][taps], transposed [ic][oc/g][taps]. */
 static void weights_pack(const direct_state *s, const cbn_conv_desc *d, const float *w) {
-    const int64_t oc_step = d->transposed ? s->taps : s->icg * s->taps;
-    const int64_t ic_step = d->transposed ? s->ocg * s->taps : s->taps;
-    float *p = s->w;
     if (!d->transposed) {
-        cbn_pack_blocks(p, s->vw, w, d->g, s->ocg, s->icg * s->taps);
+        cbn_pack_blocks(s->w, s->vw, w, d->g, s->ocg, s->icg * s->taps);
         return;
     }
+    const int64_t ic_step = s->ocg * s->taps;
+    float *p = s->w;
     for (int64_t g = 0; g < d->g; g++) {
         const float *wg = w + g * (s->ocg * s->icg * s->taps);
         for (int64_t b = 0; b < s->blocks; b++) {
             const int64_t valid = CBN_MIN(s->ocg - b * s->vw, s->vw);
             for (int64_t i = 0; i < s->icg; i++) {
                 for (int64_t t = 0; t < s->taps; t++, p += s->vw) {
-                    const float *from = wg + b * s->vw * oc_step + i * ic_step + t;
-                    for (int64_t c = 0; c < valid; c++) p[c] = from[c * oc_step];
+                    const float *from = wg + b * s->vw * s->taps + i * ic_step + t;
+                    for (int64_t c = 0; c < valid; c++) p[c] = from[c * s->taps];
                     memset(p + valid, 0, (size_t)(s->vw - valid) * sizeof(float));
                 }
             }
@@ -195,10 +194,26 @@ static void weights_pack(const direct_state *s, const cbn_conv_desc *d, const fl
     }
 }
 
+/* Measured: what a tile takes to start and store, a row of a window to copy, and memory beyond L2 to read or write. */
 static double direct_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx) {
-    const int64_t ocg = d->oc / d->g, lanes = ctx->kernels->lanes;
-    const double filled = (double)ocg / (double)(cbn_ceil_div(ocg, lanes) * lanes);
-    return cbn_cost_fma(ctx->kernels, cbn_cost_real_fmas(d), 0.88 * filled);
+    const cbn_kernels *k = ctx->kernels;
+    const int64_t ocg = d->oc / d->g, icg = d->ic / d->g, taps = d->k[0] * d->k[1] * d->k[2];
+    const int64_t vectors = cbn_ceil_div(ocg, k->lanes), blocks = cbn_ceil_div(vectors, k->oc_nv);
+    const double pixels = (double)(d->out[0] * d->out[1] * d->out[2]);
+    const double filled = (double)ocg / (double)(vectors * k->lanes);
+    /* Few vectors in a block leave the latency of a multiply-add uncovered. */
+    const double share = k->oc_np * (double)vectors / (double)blocks < 8 ? 0.6 : 0.95;
+    double cycles = cbn_cost_fma(k, cbn_cost_real_fmas(d), share * filled);
+    const double row = d->nd == 0 ? k->oc_np : (double)d->out[2] / (double)cbn_ceil_div(d->out[2], k->oc_np);
+    const double tiles = (double)d->g * pixels / CBN_MAX(row, 1.0);
+    cycles += tiles * (double)blocks * 150;
+    if (blocks < WINDOW_BLOCKS) cycles *= 1.15;
+    else cycles += tiles * (double)(icg * d->k[0] * d->k[1]) * 7;
+    const double w_bytes = (double)(d->oc * icg * taps) * sizeof(float);
+    const double xy_bytes = (double)(d->ic * d->in[0] * d->in[1] * d->in[2] + d->oc * (int64_t)pixels) * sizeof(float);
+    if (xy_bytes > (double)cbn_cpu_cache_sizes().l2) cycles += xy_bytes / 16;
+    cycles += w_bytes / 24;
+    return ctx->one_shot ? cycles + w_bytes / 2 : cycles;
 }
 
 static void direct_destroy(void *state) {
@@ -300,7 +315,8 @@ static void batch_run(const direct_run *u, int64_t image, int64_t g, int64_t b0,
         a.ic = CBN_MIN(s->ic_chunk, s->icg - i);
         a.load_acc = i > 0;
         const bool last = i + a.ic == s->icg;
-        if (s->ic_chunk < s->icg || job->filled != image * u->groups + g) cbn_direct_windows_copy(job, x, u->x_plane, a.ic);
+        if (s->window > 0 && (s->ic_chunk < s->icg || job->filled != image * u->groups + g))
+            cbn_direct_windows_copy(job, x, u->x_plane, a.ic);
         job->filled = image * u->groups + g;
         ahead pf = {.x_plane = u->x_plane, .w_piece = a.ic * CBN_CACHE_LINE / (int64_t)sizeof(float)};
         pf.x = x + job->next_from;
@@ -311,9 +327,9 @@ static void batch_run(const direct_run *u, int64_t image, int64_t g, int64_t b0,
             const float *residual = call->residual ? (const float *)call->residual + y_at : NULL;
             a.epi =
                 (cbn_epilogue_args){(const float *)call->bias + oc0, residual, call->lo, call->hi};
-            a.oc_valid = (int32_t)CBN_MIN(s->ocg - b * s->vw, s->vw);
             a.w = s->w + ((g * s->blocks + b) * s->icg + i) * per_ic;
             a.y = last ? (float *)call->y + y_at : NULL;
+            a.oc_valid = (int32_t)CBN_MIN(s->ocg - b * s->vw, s->vw);
             const int nv = (int)cbn_ceil_div(a.oc_valid, u->k->lanes);
             float *acc = job->acc + (b - b0) * job->acc_block;
             pf.w = a.w + s->icg * per_ic;
@@ -346,11 +362,10 @@ static void direct_range(void *arg, int64_t begin, int64_t end, int worker) {
     job.windows = (float *)(scratch += u->taps_bytes);
     job.acc = (float *)(scratch + u->window_bytes);
     for (int64_t item = begin; item < end; item++) {
-        const int64_t batch = item % s->batches, rest = item / s->batches;
+        const int64_t batch = item % u->batches, rest = item / u->batches;
         const int64_t g = rest % u->groups, image = rest / u->groups / u->jobs;
         cbn_direct_job_make(u, rest / u->groups % u->jobs, &job);
-        batch_run(u, image, g, batch * s->blocks / s->batches, (batch + 1) * s->blocks / s->batches,
-                  &job);
+        batch_run(u, image, g, batch * s->blocks / u->batches, (batch + 1) * s->blocks / u->batches, &job);
     }
 }
 
@@ -397,9 +412,14 @@ static cbn_status direct_go(const cbn_conv_desc *d, const cbn_conv_context *ctx,
     u.scratch = cbn_scratch_get(u.worker_bytes * (size_t)threads);
     if (!u.scratch)
         return cbn_fail_memory(err, "scratch of a convolution", u.worker_bytes * (size_t)threads);
-    const int64_t items = u.images * u.groups * u.jobs * s->batches;
-    const int64_t work =
-        cbn_ceil_div(u.tiles, u.jobs) * u.k->oc_np * s->vw * s->batch * s->icg * s->taps;
+    /* Smaller batches where there would be little to share out; smaller ones need no more scratch. */
+    const int64_t runs = u.images * u.groups * u.jobs;
+    u.batches = s->batches;
+    if (threads > 1 && runs * u.batches < 2 * threads)
+        u.batches = CBN_MIN(s->blocks, u.batches * cbn_ceil_div(2 * threads, runs * u.batches));
+    const int64_t items = runs * u.batches;
+    const int64_t work = cbn_ceil_div(u.tiles, u.jobs) * u.k->oc_np * s->vw * cbn_ceil_div(s->blocks, u.batches) *
+                         s->icg * s->taps;
     cbn_parallel_for(items, CBN_MAX(THREAD_WORK / work, 1), threads, direct_range, &u);
     cbn_scratch_put(u.scratch);
     return CBN_OK;

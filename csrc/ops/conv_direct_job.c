@@ -137,15 +137,18 @@ void cbn_direct_job_make(const direct_run *u, int64_t id, direct_job *job) {
     }
     job->acc_block = acc;
     job->filled = -1;
-    /* Jobs walk through the image from front to back: about as much again is read next. */
-    int64_t lo = INT64_MAX, hi = 0;
+    /* Jobs walk through the image from front to back: the next one reads about as much again behind this one. */
+    int64_t lo = INT64_MAX, hi = 0, end = 0;
     for (const tile *t = job->tiles; t < job->tiles + job->count; t++) {
         if (t->ntaps == 0 || t->parts == 0) continue;
+        const int64_t *reach = t->window ? t->segment_x : t->tap_x, last = (t->window ? t->r->segments : t->ntaps) - 1;
+        const int64_t at = t->part[t->parts - 1].x_at;
         lo = CBN_MIN(lo, t->part[0].x_at);
-        hi = CBN_MAX(hi, t->part[t->parts - 1].x_at);
+        hi = CBN_MAX(hi, at);
+        end = CBN_MAX(end, at + CBN_MAX(reach[0], reach[last]));
     }
-    job->next_from = hi;
-    job->next_to = id + 1 < u->jobs && hi > lo ? CBN_MIN(hi + (hi - lo), u->x_plane) : hi;
+    job->next_from = end;
+    job->next_to = id + 1 < u->jobs && hi > lo ? CBN_MIN(end + (hi - lo), u->x_plane) : end;
 }
 
 /* The same `width` elements of each of ic channels, in pieces of four of which the last two may overlap. */
@@ -183,7 +186,7 @@ static void part_copy(float *to, int64_t to_ic, const float *from, int64_t from_
     }
 }
 
-/* A few channels at a time for all tiles: neighbouring tiles read the same lines, and a channel is a page of its own. */
+/* A few channels at a time for all tiles: neighbours read the same lines, and a channel is a page of its own. */
 void cbn_direct_windows_copy(const direct_job *job, const float *x, int64_t x_plane, int64_t ic) {
     enum { STEP = 8 };
     for (int64_t i = 0; i < ic; i += STEP) {

@@ -37,7 +37,7 @@ typedef struct direct_state {
     float *w; /* [group][block][channel][tap][vw], zeros beyond the last channel */
 } direct_state;
 
-/* Pixels of a tile that lie in one row of the image: what they read from x_at on goes to `at` in a piece of the window. */
+/* Pixels of a tile in one row of the image: what they read from x_at on goes to `at` in a piece of the window. */
 typedef struct part {
     int64_t x_at;
     int32_t at, width;
@@ -61,7 +61,7 @@ typedef struct direct_run {
     const cbn_kernels *k;
     const direct_state *s;
     const cbn_conv_call *call;
-    int64_t tiles, jobs, groups, images;
+    int64_t tiles, jobs, groups, images, batches;
     int64_t x_image, y_image, x_plane, y_plane;
     char *scratch;
     size_t tiles_bytes, taps_bytes, window_bytes, worker_bytes;

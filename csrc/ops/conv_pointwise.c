@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* 1x1 convolution: a matrix product whose pixels lie in vector lanes (kernel conv_px).
  *
- * The plane is cut into panels of px_nv vectors, and panels into super-panels whose input stays in
- * the L2 cache while all blocks of px_mr output channels pass over it; a block's weights stay in L1
- * while it passes over the panels.
+ * The plane is cut into panels of px_nv vectors, and panels into super-panels whose input stays in the L2 cache while
+ * all blocks of up to px_mr output channels pass over it, a batch of blocks at a time: a batch's weights stay in L2 as
+ * well, and one call of the kernel takes it over one panel.
  *
- * With enough blocks the super-panel is first copied, so that a panel is one piece of memory: in
- * the image every channel is another page, and rows rarely start at a multiple of a vector
- * (together up to 25 % of the time, measured). The copy also picks the pixels of a strided
- * convolution. */
+ * With more than one block the kernel copies a panel as its first block reads it, so that it is one piece of memory
+ * for the others: in the image every channel is another page, and rows rarely start at a multiple of a vector. The
+ * panels of a strided convolution are gathered beforehand. Meanwhile the kernel asks for the lines of the next
+ * super-panel: the hardware does not foresee a walk over channels. */
 #include <stdio.h>
 #include <string.h>
 #include "base/cbn_alloc.h"
@@ -22,11 +22,12 @@ enum {
      * slower at 800 KB). */
     SUPER_BYTES = 200 * 1024,
     BATCH_BYTES = 128 * 1024, /* weights of a batch of blocks: they stay in L2 while the panels pass */
-    PACK_BLOCKS = 2, /* blocks it takes to earn back the copy */
+    PACK_BLOCKS = 2,           /* blocks that share a copy */
+    GATHER_BLOCKS = 8,         /* blocks it takes to earn back the gathering of a strided one */
     MIN_VECTORS = 8,
     MIN_VECTORS_STRIDED = 4, /* less: conv_direct copies wider windows for these */
     MAX_PANEL = 64,          /* pixels */
-    MAX_LINES = 96,
+    MAX_LINES = 96,          /* of a channel that are asked for ahead */
     THREAD_WORK = 500 * 1000
 };
 
@@ -61,7 +62,7 @@ static bool pointwise_supports(const cbn_conv_desc *d, const cbn_conv_context *c
         else if (d->pad_lo[a] != 0 || d->pad_hi[a] != 0)
             *why_not = "padding is not 0";
     }
-    if (!*why_not && strided && d->oc / d->g < 8 * ctx->kernels->px_mr)
+    if (!*why_not && strided && d->oc / d->g < GATHER_BLOCKS * ctx->kernels->px_mr)
         *why_not = "strided with too few output channels to earn back a copy of the input";
     /* conv_direct wastes no lane on the last pixels of a plane; here they cost a vector each. */
     const int64_t least = (strided ? MIN_VECTORS_STRIDED : MIN_VECTORS) * ctx->kernels->lanes;
@@ -69,8 +70,16 @@ static bool pointwise_supports(const cbn_conv_desc *d, const cbn_conv_context *c
     return !*why_not;
 }
 
+/* A panel of few vectors waits for the latency of its sums: 8 of them keep both multipliers busy. */
 static double pointwise_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx) {
-    return cbn_cost_fma(ctx->kernels, cbn_cost_real_fmas(d), 0.9);
+    const cbn_kernels *k = ctx->kernels;
+    const int64_t plane = d->out[0] * d->out[1] * d->out[2], vectors = cbn_ceil_div(plane, k->lanes);
+    const int64_t panels = cbn_ceil_div(vectors, k->px_nv), even = vectors / panels, larger = vectors % panels;
+    const double least = 8.0 / k->px_mr;
+    const double taken = (double)larger * CBN_MAX((double)even + 1, least) +
+                         (double)(panels - larger) * CBN_MAX((double)even, least);
+    const double filled = (double)plane / (double)k->lanes / taken;
+    return cbn_cost_fma(k, cbn_cost_real_fmas(d), 0.93 * filled);
 }
 
 static void pointwise_destroy(void *state) {

@@ -93,7 +93,7 @@ static double wino_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx, int
     const double in = tiles * pieces * icb * g.h.n * (2.7 * column + 1.4 * g.w.n);
     const double out = tiles * vectors * points * 2.3;
     const double scatter = (double)y / g.lanes / (double)g.groups * lane_cycles(y);
-    const double pack = ctx->one_shot ? points * pieces * (double)(g.z.k * g.icp) * vectors * 14 : 0;
+    const double pack = ctx->one_shot ? points * pieces * (double)(g.z.k * g.icp) * vectors * 50 : 0;
     const double sum = CBN_MAX(multiply, stream) + 0.3 * CBN_MIN(multiply, stream);
     return (double)g.groups * (sum + gather + in + out + scatter + pack);
 }
