@@ -8,7 +8,8 @@
 
 /* One tap of a tile. The more numerous of weights and pixel vectors is used as it is loaded, the other kept in
  * registers. */
-CBN_INLINE void CBN_FN(tap_step)(vf *acc, const int mr, const int nv, const float *const *p, int64_t at, const float *w) {
+CBN_INLINE void CBN_FN(tap_step)(vf *acc, const int mr, const int nv, const float *const *p, int64_t at,
+                              const float *w) {
     if (nv < mr) {
         vf q[CBN_TAP_MAX_NV];
         CBN_UNROLL for (int v = 0; v < nv; v++) q[v] = vf_pin(vf_load(p[v] + at));

@@ -309,7 +309,8 @@ static void box_copy(const taps_run *u, taps_box *box, int64_t end) {
     box->copied = CBN_MAX(box->copied, end);
 }
 
-/* Asks for rows [from, end) of a copy to come, channels [i0, i1): the hardware does not foresee a walk over channels. */
+/* Asks for rows [from, end) of a copy to come, channels [i0, i1): the hardware does not foresee a walk over
+ * channels. */
 static void box_prefetch(const taps_run *u, const taps_box *box, int64_t from, int64_t end, int64_t i0, int64_t i1) {
     const taps_state *s = u->s;
     const cbn_conv_desc *d = u->d;

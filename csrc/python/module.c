@@ -25,7 +25,8 @@ static int add_submodule(PyObject *core) {
     PyObject *testing = PyModule_New("pyconvbn._core._testing");
     if (testing == NULL) return -1;
     int status = 0;
-    PyMethodDef *const tables[] = {cbn_testing_methods, cbn_testing_conv_methods, cbn_testing_tap_methods, cbn_testing_vec_methods,
+    PyMethodDef *const tables[] = {cbn_testing_methods, cbn_testing_conv_methods,
+                                   cbn_testing_tap_methods, cbn_testing_vec_methods,
                                    cbn_testing_phases_methods, cbn_testing_linear_methods,
                                    cbn_testing_wino_methods};
     for (size_t i = 0; status == 0 && i < sizeof tables / sizeof *tables; i++) {

@@ -50,7 +50,7 @@ CBN_INLINE vf vf_pin(vf a) {
     __asm__("" : "+x"(a));
     return a;
 }
-CBN_INLINE void vf_keep(vf a) { __asm__ volatile("" : : "x"(a)); }
+CBN_INLINE void vf_keep(vf a) { __asm__("" : : "x"(a)); }
 
 CBN_INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 CBN_INLINE vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }

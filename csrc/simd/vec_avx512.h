@@ -26,7 +26,7 @@ CBN_INLINE vf vf_pin(vf a) {
     __asm__("" : "+v"(a));
     return a;
 }
-CBN_INLINE void vf_keep(vf a) { __asm__ volatile("" : : "v"(a)); }
+CBN_INLINE void vf_keep(vf a) { __asm__("" : : "v"(a)); }
 
 CBN_INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 CBN_INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }

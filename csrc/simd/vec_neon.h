@@ -58,7 +58,7 @@ CBN_INLINE vf vf_pin(vf a) {
     __asm__("" : "+w"(a));
     return a;
 }
-CBN_INLINE void vf_keep(vf a) { __asm__ volatile("" : : "w"(a)); }
+CBN_INLINE void vf_keep(vf a) { __asm__("" : : "w"(a)); }
 
 CBN_INLINE vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
 CBN_INLINE vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }

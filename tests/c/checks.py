@@ -97,7 +97,7 @@ def _jobs(mode: str) -> list[tuple[Path, str, list[str]]]:
         if machines and machine not in machines:
             continue
         if mode == "simde":
-            if isa == "avx2":
+            if isa in ("avx2", "amx"):  # the matrix unit is emulated by our own means
                 continue
             # Real vectors of the compiler's own choice make the emulation bearable.
             fast = ["-mavx2", "-mfma", "-mf16c"] if _machine_has("avx2") else []
@@ -111,6 +111,8 @@ def _jobs(mode: str) -> list[tuple[Path, str, list[str]]]:
     for source in sorted(HERE.glob("check_*.c")):
         if re.search(r"\bCHECK_ISA\b", source.read_text()):
             for isa, flags in rows.items():
+                if isa == "amx":  # has no vectors of its own
+                    continue
                 define = [f"-DCHECK_ISA={isa}", f'-DCHECK_VEC_HEADER="simd/vec_{isa}.h"']
                 jobs.append((source, f"{source.stem}.{isa}", [*common, *flags, *define]))
         else:

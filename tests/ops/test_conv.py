@@ -178,8 +178,9 @@ def test_small_integers_are_exact(isa: str, case: Case) -> None:
 
 @RUN
 @given(case=cases())
-def test_functional_and_plan_agree(case: Case) -> None:
-    """The one-call functions are plans that live for one call: equal bits, arguments in PyTorch's order."""
+def test_functional_matches_the_reference(case: Case) -> None:
+    """The one-call functions take their arguments in PyTorch's order. They may choose another algorithm than a plan,
+    because for one call packing the weights counts, so the bits may differ."""
     case = dataclasses.replace(case, padding_mode="zeros")
     assume(min(case.output_size()) >= 1)
     x, w, b = case.arrays()
@@ -189,7 +190,8 @@ def test_functional_and_plan_agree(case: Case) -> None:
         )
     else:
         out = CONV[case.nd](x, w, b, case.stride, case.padding, case.dilation, case.groups)
-    np.testing.assert_array_equal(out, pyconvbn.Plan(w, b, **case.geometry)(x))
+    reference, tolerance = testing.error_model(x, w, b, **case.geometry)
+    testing.assert_within(out, reference, tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -61,7 +61,7 @@ def test_isa_files_and_build_table_agree() -> None:
     assert table is not None
     assert files == set(re.findall(r'^\s+\("(\w+)"', table[1], re.M)) == {*ISAS, "amx"}
     vectors = {p.stem.removeprefix("vec_") for p in (ROOT / "csrc" / "simd").glob("vec_*.h")}
-    assert vectors == files
+    assert vectors == files - {"amx"}
 
 
 def test_vector_headers_define_the_same_operations() -> None:
