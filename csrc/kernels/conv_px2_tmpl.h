@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* conv_px2: conv_px for two phases of the columns, whose sums are woven in registers and stored as whole rows; contract in
- * cbn_kernels.h.
+/* conv_px2: conv_px for two phases of the columns, whose sums are woven in registers and stored as
+ * whole rows; contract in cbn_kernels.h.
  *
  * Needs    CBN_FN, the vec header, TILE_PX_MR (even), TILE_PX_NV.
  * Defines  CBN_FN(conv_px2).
  * Vector registers: TILE_PX_MR*TILE_PX_NV sums + TILE_PX_NV pixels + 1 weight. */
 
 /* The 2*np outputs of each channel; np = nv*VF_LANES: made constant by the caller where it can. */
-CBN_INLINE void CBN_FN(px2_store)(const int mr, const int nv, const int64_t np, const int64_t valid, const vf *acc,
-                                  const float *bias, const float *res, float *y, const cbn_conv_px_args *a) {
+CBN_INLINE void CBN_FN(px2_store)(const int mr, const int nv, const int64_t np, const int64_t valid,
+                                  const vf *acc, const float *bias, const float *res, float *y,
+                                  const cbn_conv_px_args *a) {
     const vf lo = vf_set1(a->epi.lo), hi = vf_set1(a->epi.hi);
     CBN_UNROLL for (int c = 0; c < mr / 2; c++) {
         if (2 * c >= valid) break;
@@ -28,7 +29,8 @@ CBN_INLINE void CBN_FN(px2_store)(const int mr, const int nv, const int64_t np, 
     }
 }
 
-CBN_INLINE void CBN_FN(px2_blocks)(const int mr, const int nv, const bool copying, const cbn_conv_px_args *a) {
+CBN_INLINE void CBN_FN(px2_blocks)(const int mr, const int nv, const bool copying,
+                                   const cbn_conv_px_args *a) {
     const int64_t last = a->np - (nv - 1) * VF_LANES, x_ic = a->x_ic;
     const float *w = a->w, *bias = a->epi.bias, *res = a->epi.residual;
     const float *pf = a->prefetch ? a->prefetch : w;
@@ -42,7 +44,8 @@ CBN_INLINE void CBN_FN(px2_blocks)(const int mr, const int nv, const bool copyin
         for (int64_t k = a->ic; k > 0; k--) {
             vf xv[TILE_PX_NV];
             CBN_UNROLL for (int v = 0; v < nv; v++) {
-                xv[v] = vf_pin(!copying || v < nv - 1 ? vf_load(x + v * VF_LANES) : vf_load_n(x + v * VF_LANES, last));
+                xv[v] = vf_pin(!copying || v < nv - 1 ? vf_load(x + v * VF_LANES)
+                                                      : vf_load_n(x + v * VF_LANES, last));
                 if (copying) vf_store(copy + v * VF_LANES, xv[v]);
             }
             __builtin_prefetch(pf, 0, 2);
@@ -69,9 +72,13 @@ CBN_INLINE void CBN_FN(px2_blocks)(const int mr, const int nv, const bool copyin
     }
 }
 
-#define PX2_INSTANCE_(mr, nv)                                                                                           \
-    static void CBN_FN(CBN_CAT(px2_##mr##x##nv, plain))(const cbn_conv_px_args *a) { CBN_FN(px2_blocks)(mr, nv, false, a); } \
-    static void CBN_FN(CBN_CAT(px2_##mr##x##nv, copy))(const cbn_conv_px_args *a) { CBN_FN(px2_blocks)(mr, nv, true, a); }
+#define PX2_INSTANCE_(mr, nv)                                                        \
+    static void CBN_FN(CBN_CAT(px2_##mr##x##nv, plain))(const cbn_conv_px_args *a) { \
+        CBN_FN(px2_blocks)(mr, nv, false, a);                                        \
+    }                                                                                \
+    static void CBN_FN(CBN_CAT(px2_##mr##x##nv, copy))(const cbn_conv_px_args *a) {  \
+        CBN_FN(px2_blocks)(mr, nv, true, a);                                         \
+    }
 #if TILE_PX_MR == 4
 #define PX2_FOR_TILES_(X, R) R(X, 2) R(X, 4)
 #elif TILE_PX_MR == 6
@@ -86,7 +93,8 @@ PX2_FOR_TILES_(PX2_INSTANCE_, PX_FOR_NV_)
 static void CBN_FN(conv_px2)(const cbn_conv_px_args *a) {
 #define PX2_ROW_(X, mr) {PX_FOR_NV_(X, mr)},
 #define PX2_NAMES_(mr, nv) {CBN_FN(CBN_CAT(px2_##mr##x##nv, plain)), CBN_FN(CBN_CAT(px2_##mr##x##nv, copy))},
-    static void (*const tile[2][TILE_PX_NV][2])(const cbn_conv_px_args *) = {PX2_FOR_TILES_(PX2_NAMES_, PX2_ROW_)};
+    static void (*const tile[2][TILE_PX_NV][2])(const cbn_conv_px_args *) = {
+        PX2_FOR_TILES_(PX2_NAMES_, PX2_ROW_)};
     assert((a->mr == TILE_PX_MR || a->mr == TILE_PX_MR - 2) && 2 <= a->oc_valid && a->oc_valid % 2 == 0);
     assert(1 <= a->np && a->np <= TILE_PX_NV * VF_LANES && a->ic >= 0 && (a->copy || a->x_padded));
     const int vectors = (int)cbn_ceil_div(a->np, VF_LANES), wide = a->mr == TILE_PX_MR;

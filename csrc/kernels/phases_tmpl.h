@@ -31,8 +31,8 @@ static void CBN_FN(panel_pack)(float *out, int64_t out_c, const float *x, int64_
         for (int64_t m = 0; m < nmoves; m++) CBN_FN(pack_move)(1, out, out_c, x, x_c, &moves[m]);
 }
 
-/* v[r] holds elements of phase r; afterwards the ns vectors hold them in the order phase 0 of the first element, phase 1
- * of the first element, ... */
+/* v[r] holds elements of phase r; afterwards the ns vectors hold them in the order phase 0 of the
+ * first element, phase 1 of the first element, ... */
 CBN_INLINE void CBN_FN(weave)(const int ns, vf *v) {
     vf t[8];
     if (ns == 2) {
@@ -46,8 +46,10 @@ CBN_INLINE void CBN_FN(weave)(const int ns, vf *v) {
             const vf a0 = vf_zip_lo(e[0], e[2]), a1 = vf_zip_hi(e[0], e[2]), b0 = vf_zip_lo(e[1], e[3]),
                      b1 = vf_zip_hi(e[1], e[3]), c0 = vf_zip_lo(o[0], o[2]), c1 = vf_zip_hi(o[0], o[2]),
                      d0 = vf_zip_lo(o[1], o[3]), d1 = vf_zip_hi(o[1], o[3]);
-            e[0] = vf_zip_lo(a0, b0), e[1] = vf_zip_hi(a0, b0), e[2] = vf_zip_lo(a1, b1), e[3] = vf_zip_hi(a1, b1);
-            o[0] = vf_zip_lo(c0, d0), o[1] = vf_zip_hi(c0, d0), o[2] = vf_zip_lo(c1, d1), o[3] = vf_zip_hi(c1, d1);
+            e[0] = vf_zip_lo(a0, b0), e[1] = vf_zip_hi(a0, b0), e[2] = vf_zip_lo(a1, b1),
+            e[3] = vf_zip_hi(a1, b1);
+            o[0] = vf_zip_lo(c0, d0), o[1] = vf_zip_hi(c0, d0), o[2] = vf_zip_lo(c1, d1),
+            o[3] = vf_zip_hi(c1, d1);
         } else {
             const vf e0 = e[0], o0 = o[0];
             e[0] = vf_zip_lo(e0, e[1]), e[1] = vf_zip_hi(e0, e[1]);
@@ -68,14 +70,15 @@ CBN_INLINE vf CBN_FN(weave_end)(vf s, vf bias, const float *res, int64_t n, vf l
 }
 
 /* One channel, ns phases. */
-CBN_INLINE void CBN_FN(weave_row)(const int ns, float *y, const float *s, int64_t s_p, int64_t n, const float *res,
-                                  vf bias, vf lo, vf hi) {
+CBN_INLINE void CBN_FN(weave_row)(const int ns, float *y, const float *s, int64_t s_p, int64_t n,
+                                  const float *res, vf bias, vf lo, vf hi) {
     vf v[8];
     for (; n >= ns * VF_LANES; n -= ns * VF_LANES, s += VF_LANES) {
         CBN_UNROLL for (int r = 0; r < ns; r++) v[r] = vf_load(s + r * s_p);
         CBN_FN(weave)(ns, v);
         if (res) {
-            CBN_UNROLL for (int r = 0; r < ns; r++) v[r] = vf_add(vf_add(v[r], bias), vf_load(res + r * VF_LANES));
+            CBN_UNROLL for (int r = 0; r < ns; r++) v[r] =
+                vf_add(vf_add(v[r], bias), vf_load(res + r * VF_LANES));
             CBN_UNROLL for (int r = 0; r < ns; r++) vf_store(y + r * VF_LANES, vf_min(hi, vf_max(lo, v[r])));
             res += ns * VF_LANES;
         } else {
@@ -85,19 +88,20 @@ CBN_INLINE void CBN_FN(weave_row)(const int ns, float *y, const float *s, int64_
         y += ns * VF_LANES;
     }
     if (n == 0) return;
-    CBN_UNROLL for (int r = 0; r < ns; r++)
-        v[r] = vf_load_n(s + r * s_p, r < n ? (n - r + ns - 1) / ns : 0); /* elements of this phase that are left */
+    CBN_UNROLL for (int r = 0; r < ns; r++) v[r] =
+        vf_load_n(s + r * s_p, r < n ? (n - r + ns - 1) / ns : 0); /* elements of this phase that are left */
     CBN_FN(weave)(ns, v);
     CBN_UNROLL for (int r = 0; r < ns; r++) {
         const int64_t left = n - r * VF_LANES;
         if (left <= 0) return;
         const int64_t m = CBN_MIN(left, VF_LANES);
-        vf_store_n(y + r * VF_LANES, CBN_FN(weave_end)(v[r], bias, res ? res + r * VF_LANES : NULL, m, lo, hi), m);
+        vf_store_n(y + r * VF_LANES,
+                   CBN_FN(weave_end)(v[r], bias, res ? res + r * VF_LANES : NULL, m, lo, hi), m);
     }
 }
 
-static void CBN_FN(interleave)(float *y, int64_t y_c, int nch, int ns, const float *s, int64_t s_c, int64_t s_p,
-                               int64_t n, const cbn_epilogue_args *e) {
+static void CBN_FN(interleave)(float *y, int64_t y_c, int nch, int ns, const float *s, int64_t s_c,
+                               int64_t s_p, int64_t n, const cbn_epilogue_args *e) {
     assert(ns >= 1 && nch >= 0 && n >= 0);
     const vf lo = vf_set1(e->lo), hi = vf_set1(e->hi);
     const float *res = e->residual;

@@ -3,10 +3,10 @@
  * panel_pack, conv_px, interleave).
  *
  * Outputs whose coordinates leave the same remainders by the strides form a phase. Output q*stride + r meets the taps
- * t0, t0 + stride, ... where t0 = (r + padding) mod stride, and the j-th of them multiplies input q + first - j: within a
- * phase every pixel q has the same taps at the same distance, so a phase is a matrix product of its weights with a panel
- * that holds channels times taps of some pixels; pixels outside the image are zeros there. Sums are taken over channels,
- * then taps, as everywhere.
+ * t0, t0 + stride, ... where t0 = (r + padding) mod stride, and the j-th of them multiplies input
+ * q + first - j: within a phase every pixel q has the same taps at the same distance, so a phase is a
+ * matrix product of its weights with a panel that holds channels times taps of some pixels; pixels
+ * outside the image are zeros there. Sums are taken over channels, then taps, as everywhere.
  *
  * Pixels q are numbered in one sequence and cut into super-panels whose panels stay in the L2 cache while all blocks of
  * px_mr output channels pass over them. The sums of all column phases of some blocks go to a scratch buffer, from
@@ -20,7 +20,7 @@
 #include "base/cbn_alloc.h"
 #include "base/cbn_checked.h"
 #include "ops/conv_cost.h"
-#include "ops/conv_plan.h"
+#include "ops/conv_transposed_priv.h"
 #include "threads/cbn_parallel.h"
 
 enum {
@@ -28,37 +28,11 @@ enum {
     MIN_ITEMS = 16,           /* pieces of work there should be, so that threads end together */
     MAX_BATCHES = 2,          /* items that may pack the same panels for different output channels */
     MAX_STRIDE = 64,
-    MAX_PANEL = 64, /* pixels */
-    SHARED_PANELS = 6,        /* of a super-panel, when it serves all phases: its sums should stay close, too */
-    SUMS_BYTES = 96 * 1024,   /* of blocks that are woven together then */
+    MAX_PANEL = 64,         /* pixels */
+    SHARED_PANELS = 6,      /* of a super-panel, when it serves all phases: its sums should stay close, too */
+    SUMS_BYTES = 96 * 1024, /* of blocks that are woven together then */
     THREAD_WORK = 500 * 1000 /* multiply-adds worth a thread */
 };
-
-/* Of one remainder on one axis. */
-typedef struct phase {
-    int64_t ntaps, t0;
-    int64_t first;  /* input of the tap t0, counted from q */
-    int64_t before; /* taps of smaller remainders */
-} phase;
-
-typedef struct transposed_state {
-    /* For weights that are not all finite, whose product with a zero of the padding would be NaN: what
-     * conv_direct made of them, and everything below is unused. */
-    void *direct;
-    phase *phases[CBN_MAX_SPATIAL]; /* `stride` of each axis, in one allocation */
-    int64_t grid[CBN_MAX_SPATIAL];  /* pixels q */
-    bool shared;                    /* one panel serves all phases */
-    bool plain;                     /* and is made of neighbours in the image */
-    int64_t icg, ocg, blocks, batches;
-    int64_t pixels, vectors, panels, supers;
-    int64_t super;    /* most pixels of a super-panel, in whole vectors */
-    int64_t max_taps; /* of a phase */
-    int64_t row_phases, row_items; /* (depth, height) phases that have outputs; those that are items */
-    int64_t group_blocks;          /* most blocks that are woven together */
-    size_t w_bytes, zeros_bytes;
-    float *zeros; /* for a block's channels, all of them */
-    float *w; /* [group][phase][block][channel][tap][px_mr], zeros beyond the last channel */
-} transposed_state;
 
 /* ---- preparing ------------------------------------------------------------------------------- */
 static bool transposed_supports(const cbn_conv_desc *d, const cbn_conv_context *ctx, const char **why_not) {
@@ -128,37 +102,22 @@ static bool phases_fill(const cbn_conv_desc *d, int a, phase *p) {
     return same;
 }
 
-static int64_t phase_taps(const transposed_state *s, const int64_t r[CBN_MAX_SPATIAL]) {
-    return s->phases[0][r[0]].ntaps * s->phases[1][r[1]].ntaps * s->phases[2][r[2]].ntaps;
-}
-
-/* Taps of the phases before this one. */
-static int64_t phase_before(const transposed_state *s, const cbn_conv_desc *d, const int64_t r[CBN_MAX_SPATIAL]) {
-    const phase *z = &s->phases[0][r[0]], *y = &s->phases[1][r[1]], *x = &s->phases[2][r[2]];
-    return z->before * d->k[1] * d->k[2] + z->ntaps * (y->before * d->k[2] + y->ntaps * x->before);
-}
-
-/* Weights of a block of one phase, [channel][tap][px_mr]. */
-static float *phase_weights(const transposed_state *s, const cbn_conv_desc *d, int mr, int64_t g,
-                            const int64_t r[CBN_MAX_SPATIAL], int64_t block) {
-    const int64_t taps = d->k[0] * d->k[1] * d->k[2], per_tap = s->icg * s->blocks * mr;
-    return s->w + (g * taps + phase_before(s, d, r)) * per_tap + block * s->icg * phase_taps(s, r) * mr;
-}
-
 /* w: [ic][oc/g][kd][kh][kw]. */
 static void phase_pack(const transposed_state *s, const cbn_conv_desc *d, int mr, const float *w,
                        const int64_t r[CBN_MAX_SPATIAL]) {
     const phase *z = &s->phases[0][r[0]], *y = &s->phases[1][r[1]], *x = &s->phases[2][r[2]];
     const int64_t taps = d->k[0] * d->k[1] * d->k[2];
     for (int64_t g = 0; g < d->g; g++) {
-        float *p = phase_weights(s, d, mr, g, r, 0);
+        float *p = cbn_phase_weights(s, d, mr, g, r, 0);
         for (int64_t b = 0; b < s->blocks; b++)
             for (int64_t i = 0; i < s->icg; i++)
                 for (int64_t tz = 0; tz < z->ntaps; tz++)
                     for (int64_t ty = 0; ty < y->ntaps; ty++)
                         for (int64_t tx = 0; tx < x->ntaps; tx++) {
-                            const int64_t at = ((z->t0 + tz * d->stride[0]) * d->k[1] + y->t0 + ty * d->stride[1]) * d->k[2] +
-                                               x->t0 + tx * d->stride[2];
+                            const int64_t at =
+                                ((z->t0 + tz * d->stride[0]) * d->k[1] + y->t0 + ty * d->stride[1]) *
+                                    d->k[2] +
+                                x->t0 + tx * d->stride[2];
                             for (int64_t c = b * mr; c < (b + 1) * mr; c++)
                                 *p++ = c < s->ocg ? w[((g * s->icg + i) * s->ocg + c) * taps + at] : 0.0f;
                         }
@@ -180,7 +139,8 @@ static void work_cut(transposed_state *s, const cbn_conv_desc *d, const cbn_kern
     s->panels = cbn_ceil_div(s->vectors, k->px_nv);
     s->row_phases = CBN_MIN(d->stride[0], d->out[0]) * CBN_MIN(d->stride[1], d->out[1]);
     s->row_items = s->shared ? 1 : s->row_phases;
-    const int64_t depth = CBN_MAX(s->icg * s->max_taps, 1), panel = k->px_nv * k->lanes * (int64_t)sizeof(float);
+    const int64_t depth = CBN_MAX(s->icg * s->max_taps, 1),
+                  panel = k->px_nv * k->lanes * (int64_t)sizeof(float);
     int64_t fit = CBN_MAX(SUPER_BYTES / (depth * panel), 1);
     if (s->shared) fit = CBN_MIN(fit, SHARED_PANELS);
     if (s->panels * s->row_items >= MIN_ITEMS) fit = CBN_MIN(fit, s->panels * s->row_items / MIN_ITEMS);
@@ -193,8 +153,8 @@ static void work_cut(transposed_state *s, const cbn_conv_desc *d, const cbn_kern
     s->group_blocks = cbn_ceil_div(s->group_blocks, cbn_ceil_div(s->group_blocks * block, SUMS_BYTES));
 }
 
-static cbn_status transposed_prepare(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *w, void **state,
-                                     cbn_error *err) {
+static cbn_status transposed_prepare(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *w,
+                                     void **state, cbn_error *err) {
     const int mr = ctx->kernels->px_mr;
     const int64_t *st = d->stride;
     assert(ctx->kernels->px_nv * ctx->kernels->lanes <= MAX_PANEL);
@@ -224,7 +184,8 @@ static cbn_status transposed_prepare(const cbn_conv_desc *d, const cbn_conv_cont
     }
     work_cut(s, d, ctx->kernels);
     s->plain = s->shared && s->max_taps == 1;
-    for (int a = 0; a < CBN_MAX_SPATIAL; a++) s->plain = s->plain && s->grid[a] == d->in[a] && s->phases[a][0].first == 0;
+    for (int a = 0; a < CBN_MAX_SPATIAL; a++)
+        s->plain = s->plain && s->grid[a] == d->in[a] && s->phases[a][0].first == 0;
     s->zeros_bytes = (size_t)(s->blocks * mr) * sizeof *s->zeros;
     s->zeros = cbn_calloc(s->zeros_bytes);
     if (!s->zeros) {
@@ -232,7 +193,8 @@ static cbn_status transposed_prepare(const cbn_conv_desc *d, const cbn_conv_cont
         goto done;
     }
     int64_t n;
-    const bool fits = cbn_mul_ok(d->g * s->blocks * mr, s->icg * taps, &n) && cbn_mul_ok(n, sizeof(float), &n);
+    const bool fits =
+        cbn_mul_ok(d->g * s->blocks * mr, s->icg * taps, &n) && cbn_mul_ok(n, sizeof(float), &n);
     s->w_bytes = fits ? (size_t)n : SIZE_MAX;
     s->w = fits ? cbn_alloc(s->w_bytes) : NULL;
     if (!s->w) {
@@ -252,167 +214,6 @@ done:
 }
 
 /* ---- running --------------------------------------------------------------------------------- */
-typedef struct transposed_run {
-    const cbn_conv_desc *d;
-    const cbn_kernels *k;
-    const transposed_state *s;
-    const cbn_conv_call *call;
-    int64_t x_plane, y_plane;
-    char *scratch;
-    size_t panel_bytes, sums_bytes, moves_bytes, worker_bytes;
-} transposed_run;
-
-/* What an item is about; r: its phase, r[2] changing. */
-typedef struct item {
-    int64_t image, g, p0, p1; /* panels */
-    int64_t r[CBN_MAX_SPATIAL];
-    float *packed, *sums;
-    cbn_panel_move *moves;
-    int64_t pixel0, width; /* first pixel; room of the item's pixels in sums */
-    /* What the next super-panel reads of the first channel, as far as it has not been asked for yet. */
-    const float *next, *next_end;
-    bool copy; /* the panels are still to be made, from neighbours in the image */
-} item;
-
-/* First pixel of a panel; that of panel number `panels` is at or past the end. */
-static int64_t panel_pixel(const transposed_run *u, int64_t panel) {
-    return u->s->vectors * panel / u->s->panels * u->k->lanes;
-}
-
-/* The moves that fill pixels [q0, q1) of one tap, whose input is `shift` away from q on each axis; they write up to
- * pitch pixels to `at`. */
-static int64_t tap_moves(const transposed_run *u, const int64_t shift[CBN_MAX_SPATIAL], int64_t q0, int64_t q1,
-                         int64_t pitch, int64_t at, cbn_panel_move *out) {
-    const transposed_state *s = u->s;
-    const cbn_conv_desc *d = u->d;
-    const int lanes = u->k->lanes;
-    cbn_panel_move *m = out;
-    for (int64_t q = q0; q < q1;) {
-        const int64_t x = q % s->grid[2], row = q / s->grid[2];
-        const int64_t iy = row % s->grid[1] + shift[1], iz = row / s->grid[1] + shift[0];
-        const int64_t end = CBN_MIN(q1, q + s->grid[2] - x);
-        const bool inside = 0 <= iy && iy < d->in[1] && 0 <= iz && iz < d->in[0];
-        for (int64_t p = q; p < end; p += lanes, m++) {
-            const int64_t ix = x + (p - q) + shift[2], n = CBN_MIN(end - p, lanes);
-            const int64_t lo = CBN_MIN(CBN_MAX(-ix, 0), lanes), hi = CBN_MIN(d->in[2] - ix, n);
-            *m = (cbn_panel_move){.out = at + p - q0, .n = (int16_t)CBN_MIN(lanes, pitch - (p - q0))};
-            if (!inside || lo >= hi) continue;
-            m->x = (iz * d->in[1] + iy) * d->in[2] + ix;
-            m->lo = (int16_t)lo;
-            m->hi = (int16_t)hi;
-        }
-        q = end;
-    }
-    return m - out;
-}
-
-static void item_pack(const transposed_run *u, const item *it) {
-    const transposed_state *s = u->s;
-    const phase *z = &s->phases[0][it->r[0]], *y = &s->phases[1][it->r[1]], *x = &s->phases[2][it->r[2]];
-    const float *from = (const float *)u->call->x + (it->image * u->d->ic + it->g * s->icg) * u->x_plane;
-    const int64_t ntaps = phase_taps(s, it->r);
-    float *out = it->packed;
-    for (int64_t p = it->p0; p < it->p1; p++) {
-        const int64_t q0 = panel_pixel(u, p), pitch = panel_pixel(u, p + 1) - q0, q1 = CBN_MIN(q0 + pitch, s->pixels);
-        int64_t t = 0, n = 0;
-        for (int64_t a = 0; a < z->ntaps; a++)
-            for (int64_t b = 0; b < y->ntaps; b++)
-                for (int64_t c = 0; c < x->ntaps; c++, t++) {
-                    const int64_t shift[] = {z->first - a, y->first - b, x->first - c};
-                    n += tap_moves(u, shift, q0, q1, pitch, t * pitch, it->moves + n);
-                }
-        u->k->panel_pack(out, ntaps * pitch, from, u->x_plane, s->icg, it->moves, n);
-        out += s->icg * ntaps * pitch;
-    }
-}
-
-/* Pixels that are neighbours in a row of y. */
-typedef struct run {
-    int64_t end;   /* first pixel after them */
-    int64_t at, n; /* their outputs: where in the image, how many (0: pixels beyond the last row) */
-} run;
-
-/* The longest one from pixel q on, ending before `end`. */
-static run run_at(const transposed_run *u, const item *it, int64_t q, int64_t end) {
-    const cbn_conv_desc *d = u->d;
-    const int64_t *grid = u->s->grid, x = q % grid[2] * d->stride[2], row = q / grid[2];
-    const int64_t oy = row % grid[1] * d->stride[1] + it->r[1], oz = row / grid[1] * d->stride[0] + it->r[0];
-    run r = {.end = CBN_MIN(end, q / grid[2] * grid[2] + grid[2])};
-    if (oy >= d->out[1] || oz >= d->out[0]) return r;
-    r.n = CBN_MIN((r.end - q) * d->stride[2], d->out[2] - x);
-    r.at = (oz * d->out[1] + oy) * d->out[2] + x;
-    return r;
-}
-
-/* Sums of blocks [b0, b1) in the item's phase, to `sums`. copy: the panels are read from the image, and kept. */
-static void group_sums(const transposed_run *u, item *it, int64_t b0, int64_t b1, bool copy, float *sums) {
-    enum { LINE = CBN_CACHE_LINE / sizeof(float) };
-    const transposed_state *s = u->s;
-    const int mr = u->k->px_mr;
-    const float *image = (const float *)u->call->x + (it->image * u->d->ic + it->g * s->icg) * u->x_plane;
-    float *packed = it->packed;
-    cbn_conv_px_args a = {.ic = s->icg * phase_taps(s, it->r), .y_oc = it->width, .mr = mr, .oc_valid = (int)(b1 - b0) * mr};
-    a.w = phase_weights(s, u->d, mr, it->g, it->r, b0);
-    a.epi = (cbn_epilogue_args){s->zeros, NULL, -INFINITY, INFINITY};
-    a.prefetch_step = u->x_plane;
-    for (int64_t p = it->p0; p < it->p1; p++) {
-        const int64_t q = panel_pixel(u, p), pitch = panel_pixel(u, p + 1) - q;
-        a.np = (int32_t)(copy ? CBN_MIN(pitch, s->pixels - q) : pitch);
-        a.x = copy ? image + q : packed;
-        a.x_ic = copy ? u->x_plane : pitch;
-        a.x_padded = !copy;
-        a.copy = copy ? packed : NULL;
-        a.y = sums + (q - it->pixel0);
-        a.prefetch = it->next < it->next_end ? it->next : NULL;
-        it->next += LINE;
-        u->k->conv_px(&a);
-        packed += a.ic * pitch;
-    }
-}
-
-/* Rows of y of blocks [b0, b1). */
-static void group_weave(const transposed_run *u, const item *it, int64_t b0, int64_t b1) {
-    const transposed_state *s = u->s;
-    const int64_t mr = u->k->px_mr, oc0 = it->g * s->ocg + b0 * mr, y0 = (it->image * u->d->oc + oc0) * u->y_plane;
-    const int64_t q1 = CBN_MIN(panel_pixel(u, it->p1), s->pixels);
-    const int nch = (int)(CBN_MIN(b1 * mr, s->ocg) - b0 * mr);
-    float *y = (float *)u->call->y + y0;
-    const float *residual = u->call->residual ? (const float *)u->call->residual + y0 : NULL;
-    cbn_epilogue_args e = {(const float *)u->call->bias + oc0, NULL, u->call->lo, u->call->hi};
-    for (int64_t q = it->pixel0; q < q1;) {
-        const run r = run_at(u, it, q, q1);
-        e.residual = residual ? residual + r.at : NULL;
-        if (r.n > 0)
-            u->k->interleave(y + r.at, u->y_plane, nch, (int)u->d->stride[2], it->sums + (q - it->pixel0), it->width,
-                             (b1 - b0) * mr * it->width, r.n, &e);
-        q = r.end;
-    }
-}
-
-/* Blocks [b0, b1) of the rows of one (depth, height) phase. */
-static void rows_run(const transposed_run *u, item *it, int64_t b0, int64_t b1) {
-    const transposed_state *s = u->s;
-    const int64_t columns = CBN_MIN(u->d->stride[2], u->d->out[2]), mr = u->k->px_mr;
-    for (int64_t b = b0; b < b1; b += s->group_blocks) {
-        const int64_t end = CBN_MIN(b + s->group_blocks, b1);
-        for (it->r[2] = 0; it->r[2] < columns; it->r[2]++) {
-            if (!s->shared) item_pack(u, it);
-            group_sums(u, it, b, end, it->copy, it->sums + it->r[2] * (end - b) * mr * it->width);
-            it->copy = false;
-        }
-        group_weave(u, it, b, end);
-    }
-}
-
-/* Panels of neighbours in the image are asked for early: the hardware does not foresee a walk over channels. */
-static void next_find(const transposed_run *u, item *it) {
-    const transposed_state *s = u->s;
-    if (it->p1 == s->panels) return;
-    const float *x = (const float *)u->call->x + (it->image * u->d->ic + it->g * s->icg) * u->x_plane;
-    it->next = x + panel_pixel(u, it->p1);
-    it->next_end = x + CBN_MIN(panel_pixel(u, it->p1) + it->width, s->pixels);
-}
-
 /* Items are numbered image, group, super-panel, (depth, height) phase unless panels are shared, batch of blocks. */
 static void transposed_range(void *arg, int64_t begin, int64_t end, int worker) {
     const transposed_run *u = arg;
@@ -424,37 +225,39 @@ static void transposed_range(void *arg, int64_t begin, int64_t end, int worker) 
     const int64_t heights = CBN_MIN(u->d->stride[1], u->d->out[1]);
     int64_t have = -1;
     for (int64_t i = begin; i < end; i++) {
-        const int64_t batch = i % s->batches, row = i / s->batches % s->row_items, rest = i / s->batches / s->row_items;
+        const int64_t batch = i % s->batches, row = i / s->batches % s->row_items,
+                      rest = i / s->batches / s->row_items;
         const int64_t super = rest % s->supers, b0 = batch * s->blocks / s->batches,
                       b1 = (batch + 1) * s->blocks / s->batches;
         it.g = rest / s->supers % u->d->g;
         it.image = rest / s->supers / u->d->g;
         it.p0 = s->panels * super / s->supers;
         it.p1 = s->panels * (super + 1) / s->supers;
-        it.pixel0 = panel_pixel(u, it.p0);
-        it.width = panel_pixel(u, it.p1) - it.pixel0;
+        it.pixel0 = cbn_panel_pixel(u, it.p0);
+        it.width = cbn_panel_pixel(u, it.p1) - it.pixel0;
         if (s->shared && rest != have) {
             memset(it.r, 0, sizeof it.r);
             it.copy = s->plain;
             it.next = it.next_end = NULL;
             if (s->plain)
-                next_find(u, &it);
+                cbn_item_ahead(u, &it);
             else
-                item_pack(u, &it);
+                cbn_item_pack(u, &it);
         }
         have = rest;
         const int64_t first = s->shared ? 0 : row, count = s->shared ? s->row_phases : 1;
         for (int64_t rows = first; rows < first + count; rows++) {
             it.r[0] = rows / heights;
             it.r[1] = rows % heights;
-            rows_run(u, &it, b0, b1);
+            cbn_item_rows(u, &it, b0, b1);
         }
     }
 }
 
 static size_t round_up(int64_t bytes) { return (size_t)cbn_ceil_div(bytes, CBN_CACHE_LINE) * CBN_CACHE_LINE; }
 
-static void scratch_layout(const transposed_state *s, const cbn_conv_desc *d, const cbn_kernels *k, transposed_run *u) {
+static void scratch_layout(const transposed_state *s, const cbn_conv_desc *d, const cbn_kernels *k,
+                           transposed_run *u) {
     const int64_t f = (int64_t)sizeof(float);
     u->panel_bytes = round_up(s->super * s->icg * s->max_taps * f);
     u->sums_bytes = round_up(s->group_blocks * d->stride[2] * k->px_mr * s->super * f);
@@ -462,8 +265,8 @@ static void scratch_layout(const transposed_state *s, const cbn_conv_desc *d, co
     u->worker_bytes = u->panel_bytes + u->sums_bytes + u->moves_bytes;
 }
 
-static size_t transposed_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n,
-                                   int threads) {
+static size_t transposed_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
+                                   int64_t n, int threads) {
     const transposed_state *s = state;
     if (s->direct) return cbn_conv_direct.workspace_bytes(d, ctx, s->direct, n, threads);
     transposed_run u;
@@ -495,8 +298,8 @@ static size_t transposed_state_bytes(const void *state) {
     return sizeof *s + s->w_bytes + s->zeros_bytes + (s->direct ? cbn_conv_direct.state_bytes(s->direct) : 0);
 }
 
-static void transposed_describe(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, char *buf,
-                                size_t size) {
+static void transposed_describe(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
+                                char *buf, size_t size) {
     const transposed_state *s = state;
     if (s->direct) {
         snprintf(buf, size, "by direct: weights are not finite");
@@ -504,7 +307,8 @@ static void transposed_describe(const cbn_conv_desc *d, const cbn_conv_context *
     }
     snprintf(buf, size, "%lldx%lldx%lld phases of %d channels x %d pixels, super-panels of %lld%s",
              (long long)d->stride[0], (long long)d->stride[1], (long long)d->stride[2], ctx->kernels->px_mr,
-             ctx->kernels->px_nv * ctx->kernels->lanes, (long long)s->super, s->shared ? ", one for all phases" : "");
+             ctx->kernels->px_nv * ctx->kernels->lanes, (long long)s->super,
+             s->shared ? ", one for all phases" : "");
 }
 
 const cbn_conv_impl cbn_conv_transposed = {

@@ -2,14 +2,15 @@
 /* Transposed convolution whose kernel is its stride, of two columns, without padding: the up-convolution of U-Nets
  * (kernel conv_px2).
  *
- * Each input pixel makes stride x stride outputs of its own, so the weights are a matrix of 2*oc rows for each (depth,
- * height) phase, an even and an odd column for each channel, and pixels in vector lanes become two neighbouring vectors of
- * a row of y. Stored from registers tile by tile, writing y hides behind the sums of the next tile; conv_transposed.c, which
- * does the same for all kernels and strides, writes y in bursts that do not (measured: 12 % of the time when y does not fit
+ * Each input pixel makes stride x stride outputs of its own, so the weights are a matrix of 2*oc
+ * rows for each (depth, height) phase, an even and an odd column for each channel, and pixels in
+ * vector lanes become two neighbouring vectors of a row of y. Stored from registers tile by tile,
+ * writing y hides behind the sums of the next tile; conv_transposed.c, which does the same for all
+ * kernels and strides, writes y in bursts that do not (measured: 12 % of the time when y does not fit
  * the caches).
  *
- * Rows are cut into panels, which end with the row. A few panels make an item; blocks of output channels whose weights fit
- * half of the L2 cache pass over them. */
+ * Rows are cut into panels, which end with the row. A few panels make an item; blocks of output
+ * channels whose weights fit half of the L2 cache pass over them. */
 #include <stdio.h>
 #include <string.h>
 #include "base/cbn_alloc.h"
@@ -58,9 +59,11 @@ static bool upconv_supports(const cbn_conv_desc *d, const cbn_conv_context *ctx,
 
 static double upconv_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx) {
     const cbn_kernels *k = ctx->kernels;
-    const int64_t vectors = cbn_ceil_div(d->in[2], k->lanes), per_panel = cbn_ceil_div(vectors, cbn_ceil_div(vectors, k->px_nv));
+    const int64_t vectors = cbn_ceil_div(d->in[2], k->lanes),
+                  per_panel = cbn_ceil_div(vectors, cbn_ceil_div(vectors, k->px_nv));
     /* Lanes beyond the end of a row are computed; few sums in a tile do not keep the multiply-adders busy. */
-    const double filled = CBN_MIN(0.97, (double)(per_panel * k->px_mr) / 12.0) * (double)d->in[2] / (double)(vectors * k->lanes);
+    const double filled = CBN_MIN(0.97, (double)(per_panel * k->px_mr) / 12.0) * (double)d->in[2] /
+                          (double)(vectors * k->lanes);
     const double out = (double)(d->oc * d->out[0] * d->out[1] * d->out[2]);
     return cbn_cost_fma(k, cbn_cost_real_fmas(d), filled) + out * 1.5 / k->lanes;
 }
@@ -87,11 +90,12 @@ static void upconv_pack(const upconv_state *s, const cbn_conv_desc *d, const flo
             for (int64_t b = 0; b < s->wide + s->narrow; b++)
                 for (int64_t i = 0; i < s->icg; i++)
                     for (int64_t r = block_row(s, b); r < block_row(s, b + 1); r++)
-                        *p++ = r < 2 * s->ocg ? w[((g * s->icg + i) * s->ocg + r / 2) * taps + t + r % 2] : 0.0f;
+                        *p++ =
+                            r < 2 * s->ocg ? w[((g * s->icg + i) * s->ocg + r / 2) * taps + t + r % 2] : 0.0f;
 }
 
-static cbn_status upconv_prepare(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *w, void **state,
-                                 cbn_error *err) {
+static cbn_status upconv_prepare(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *w,
+                                 void **state, cbn_error *err) {
     const cbn_kernels *k = ctx->kernels;
     upconv_state *s = cbn_calloc(sizeof *s);
     if (!s) return cbn_fail_memory(err, "a transposed convolution", sizeof *s);
@@ -110,10 +114,12 @@ static cbn_status upconv_prepare(const cbn_conv_desc *d, const cbn_conv_context 
     s->fit = CBN_MAX(CBN_MIN(s->fit, s->panels / MIN_ITEMS), 1);
     s->supers = cbn_ceil_div(s->panels, s->fit);
     s->batches = CBN_MIN(cbn_ceil_div(MIN_ITEMS, s->supers), CBN_MIN(MAX_BATCHES, blocks));
-    const int64_t most = CBN_MAX(GROUP_BYTES / (s->mr * s->icg * f), 1), batch = cbn_ceil_div(blocks, s->batches);
+    const int64_t most = CBN_MAX(GROUP_BYTES / (s->mr * s->icg * f), 1),
+                  batch = cbn_ceil_div(blocks, s->batches);
     s->group = cbn_ceil_div(batch, cbn_ceil_div(batch, most));
     int64_t n;
-    const bool fits = cbn_mul_ok(d->g * phases_of(d) * group_rows(s), s->icg, &n) && cbn_mul_ok(n, sizeof(float), &n);
+    const bool fits =
+        cbn_mul_ok(d->g * phases_of(d) * group_rows(s), s->icg, &n) && cbn_mul_ok(n, sizeof(float), &n);
     s->w_bytes = fits ? (size_t)n : SIZE_MAX;
     s->w = fits ? cbn_alloc(s->w_bytes) : NULL;
     if (!s->w) {
@@ -174,7 +180,8 @@ static void blocks_run(const upconv_run *u, item *it, int64_t phase, int64_t b0,
         const panel p = panel_get(u, i);
         const int64_t oz = p.row / d->in[1] * d->stride[0] + phase / d->stride[1],
                       oy = p.row % d->in[1] * d->stride[1] + phase % d->stride[1];
-        const int64_t at = (it->image * d->oc + oc0) * u->y_plane + (oz * d->out[1] + oy) * d->out[2] + 2 * p.x;
+        const int64_t at =
+            (it->image * d->oc + oc0) * u->y_plane + (oz * d->out[1] + oy) * d->out[2] + 2 * p.x;
         a.np = (int32_t)p.n;
         a.x = copy ? x + p.row * d->in[2] + p.x : packed;
         a.x_ic = copy ? u->x_plane : p.pitch;
@@ -230,14 +237,16 @@ static cbn_status upconv_go(const cbn_conv_desc *d, const cbn_conv_context *ctx,
     const upconv_state *s = state;
     if (call->n == 0) return CBN_OK;
     const int threads = call->max_threads > 0 ? call->max_threads : cbn_threads_get(NULL);
-    upconv_run u = {.d = d, .k = ctx->kernels, .s = s, .call = call, .worker_bytes = worker_bytes(s, ctx->kernels)};
+    upconv_run u = {
+        .d = d, .k = ctx->kernels, .s = s, .call = call, .worker_bytes = worker_bytes(s, ctx->kernels)};
     u.x_plane = d->in[0] * d->in[1] * d->in[2];
     u.y_plane = d->out[0] * d->out[1] * d->out[2];
     u.scratch = cbn_scratch_get(u.worker_bytes * (size_t)threads);
     if (!u.scratch) return cbn_fail_memory(err, "scratch of a convolution", u.worker_bytes * (size_t)threads);
     const int64_t per_image = d->g * s->supers * s->batches;
     const int64_t work = u.y_plane * s->icg * d->oc / per_image;
-    cbn_parallel_for(call->n * per_image, CBN_MAX(THREAD_WORK / CBN_MAX(work, 1), 1), threads, upconv_range, &u);
+    cbn_parallel_for(call->n * per_image, CBN_MAX(THREAD_WORK / CBN_MAX(work, 1), 1), threads, upconv_range,
+                     &u);
     cbn_scratch_put(u.scratch);
     return CBN_OK;
 }
@@ -246,18 +255,19 @@ static size_t upconv_state_bytes(const void *state) {
     return sizeof(upconv_state) + ((const upconv_state *)state)->w_bytes;
 }
 
-static size_t upconv_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n,
-                               int threads) {
+static size_t upconv_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
+                               int64_t n, int threads) {
     (void)d;
     (void)n;
     return worker_bytes(state, ctx->kernels) * (size_t)CBN_MAX(threads, 1);
 }
 
-static void upconv_describe(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, char *buf, size_t size) {
+static void upconv_describe(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, char *buf,
+                            size_t size) {
     const upconv_state *s = state;
     (void)d;
-    snprintf(buf, size, "2 columns of %d channels x %d pixels, %lld panels at a time", ctx->kernels->px_mr / 2,
-             ctx->kernels->px_nv * ctx->kernels->lanes, (long long)s->fit);
+    snprintf(buf, size, "2 columns of %d channels x %d pixels, %lld panels at a time",
+             ctx->kernels->px_mr / 2, ctx->kernels->px_nv * ctx->kernels->lanes, (long long)s->fit);
 }
 
 const cbn_conv_impl cbn_conv_upconv = {

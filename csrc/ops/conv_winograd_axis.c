@@ -155,7 +155,7 @@ static double axis_error(const wino_axis *a) {
 static double error_of(const wino_geometry *g, int64_t chunk) {
     const int pieces = g->h.npieces * g->w.npieces;
     const double terms = (double)(g->icg * pieces * g->z.k);
-    /* Rounding errors of a sum of n random terms grow like n: here those of chunks, of the sum of chunks, and the rest. */
+    /* Rounding errors of a sum of n random terms grow like n: here those of chunks, of their sum, and the rest. */
     const double share = (double)chunk / terms + 1.0 / (double)chunk + 0.03;
     /* Pieces with fewer taps than they could have add to the errors but not to the sum. */
     const double filled = (double)(g->h.k * g->w.k) / (double)(g->sets * pieces * g->h.r * g->w.r);

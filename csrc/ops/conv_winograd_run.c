@@ -206,7 +206,8 @@ static void channels_in(const run *u, const block *k, int64_t plane, int64_t slo
                 float *row = rows + place * u->s_row;
                 if (held[place] != key) {
                     u->k->lanes_gather(row, x + y * w->in, u->x_c, nch, x0, k->ncols, w->in);
-                    if (u->ahead && c + 1 < g->icp / lanes) row_prefetch(u, x + lanes * u->x_c + y * w->in, x0, k->ncols);
+                    if (u->ahead && c + 1 < g->icp / lanes)
+                        row_prefetch(u, x + lanes * u->x_c + y * w->in, x0, k->ncols);
                 }
                 held[place] = key;
                 a.row[r] = row;
@@ -242,7 +243,8 @@ static void slice_multiply(const run *u, const block *k, int64_t slice, int64_t 
                     const int64_t plane = z * g->z.stride - g->z.pad + t * g->z.dil;
                     const float *from = weights + t * high * wide * g->icp * nv * lanes;
                     if (u->deep && (plane < 0 || plane >= g->z.in)) continue;
-                    const float *v = k->v + (i * g->w.n + j) * u->v_xi + (u->deep ? plane % u->slots * u->v_plane : 0);
+                    const int64_t slot = u->deep ? plane % u->slots : 0;
+                    const float *v = k->v + (i * g->w.n + j) * u->v_xi + slot * u->v_plane;
                     for (int q = 0; q < high * wide; q++, from += g->icp * nv * lanes) {
                         const float *piece = v + (q / wide * g->w.npieces + q % wide) * u->v_piece;
                         for (int64_t c = 0; c < g->icp; c += b->k_part, a.add = true) {
@@ -255,7 +257,8 @@ static void slice_multiply(const run *u, const block *k, int64_t slice, int64_t 
                 }
                 /* No plane of the input is met. */
                 for (int64_t t = 0; !a.add && t < k->tiles; t++)
-                    for (int v = 0; v < nv; v++) memset(a.m + v * u->m_v + t * u->m_t, 0, (size_t)lanes * sizeof(float));
+                    for (int v = 0; v < nv; v++)
+                        memset(a.m + v * u->m_v + t * u->m_t, 0, (size_t)lanes * sizeof(float));
                 weights += g->z.k * high * wide * g->icp * nv * lanes;
             }
         }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* _core._testing: panel_pack, interleave and conv_px2 of each instruction set, on the caller's own memory. What would reach outside of
- * the arrays is refused. */
+/* _core._testing: panel_pack, interleave and conv_px2 of each instruction set, on the caller's own
+ * memory. What would reach outside of the arrays is refused. */
 #include "python/py_error.h"
 #include "python/py_module.h"
 
@@ -20,7 +20,8 @@ static const cbn_kernels *find_table(PyObject *obj) {
 static void *get(PyObject *obj, const char *name, int type, int ndim, int64_t *shape) {
     if (!PyArray_Check(obj) || PyArray_TYPE((PyArrayObject *)obj) != type ||
         PyArray_NDIM((PyArrayObject *)obj) != ndim || !PyArray_ISCARRAY_RO((PyArrayObject *)obj)) {
-        PyErr_Format(PyExc_TypeError, "%s: expected a C-contiguous ndarray of %d axes and the kernel's dtype", name, ndim);
+        PyErr_Format(PyExc_TypeError, "%s: expected a C-contiguous ndarray of %d axes and the kernel's dtype",
+                     name, ndim);
         return NULL;
     }
     for (int i = 0; i < ndim; i++) shape[i] = PyArray_DIM((PyArrayObject *)obj, i);
@@ -33,8 +34,8 @@ static bool refuse(const char *what) {
 }
 
 /* moves: rows of x, out, lo, hi, n. */
-static bool moves_get(PyObject *obj, int lanes, int64_t out_size, int64_t x_size, cbn_panel_move *moves, int64_t most,
-                      int64_t *count) {
+static bool moves_get(PyObject *obj, int lanes, int64_t out_size, int64_t x_size, cbn_panel_move *moves,
+                      int64_t most, int64_t *count) {
     int64_t shape[2];
     const int64_t *m = get(obj, "moves", NPY_INT64, 2, shape);
     if (!m) return false;
@@ -89,7 +90,8 @@ static PyObject *interleave(PyObject *module, PyObject *const *args, Py_ssize_t 
         if (!residual) return NULL;
         if (rs[0] != ys[0] || rs[1] != ys[1]) refuse("interleave: expected a residual shaped as y");
     }
-    if (!PyErr_Occurred() && (n < 0 || n > ys[1] || ss[1] < 1 || cbn_ceil_div(n, ss[1]) > ss[2] || ss[0] < ys[0] || bs < ys[0]))
+    if (!PyErr_Occurred() &&
+        (n < 0 || n > ys[1] || ss[1] < 1 || cbn_ceil_div(n, ss[1]) > ss[2] || ss[0] < ys[0] || bs < ys[0]))
         refuse("interleave: the arrays are too small");
     if (PyErr_Occurred()) return NULL;
     const cbn_epilogue_args e = {bias, residual, (float)lo, (float)hi};
@@ -113,24 +115,35 @@ static PyObject *conv_px2(PyObject *module, PyObject *const *args, Py_ssize_t na
         return NULL;
     const float *residual = NULL;
     float *copy = NULL;
-    if (args[RESIDUAL] != Py_None && !(residual = get(args[RESIDUAL], "residual", NPY_FLOAT, 2, rs))) return NULL;
+    if (args[RESIDUAL] != Py_None && !(residual = get(args[RESIDUAL], "residual", NPY_FLOAT, 2, rs)))
+        return NULL;
     if (args[COPY] != Py_None && !(copy = get(args[COPY], "copy", NPY_FLOAT, 1, &cs))) return NULL;
     const int64_t whole = cbn_ceil_div(np, k->lanes) * k->lanes, rows = 2 * ys[0];
-    if ((mr != k->px_mr && mr != k->px_mr - 2) || np < 1 || np > k->px_nv * k->lanes || xs[1] < (copy ? np : whole) ||
-        (copy && cs < xs[0] * whole) || ys[0] < 1 || ys[1] < 2 * np || bs < ys[0] ||
-        ws < cbn_ceil_div(rows, mr) * mr * xs[0] || (residual && (rs[0] != ys[0] || rs[1] != ys[1]))) {
+    if ((mr != k->px_mr && mr != k->px_mr - 2) || np < 1 || np > k->px_nv * k->lanes ||
+        xs[1] < (copy ? np : whole) || (copy && cs < xs[0] * whole) || ys[0] < 1 || ys[1] < 2 * np ||
+        bs < ys[0] || ws < cbn_ceil_div(rows, mr) * mr * xs[0] ||
+        (residual && (rs[0] != ys[0] || rs[1] != ys[1]))) {
         refuse("conv_px2: the arrays do not fit each other");
         return NULL;
     }
-    const cbn_conv_px_args a = {.x = x, .x_ic = xs[1], .x_padded = !copy, .copy = copy, .w = w, .mr = (int32_t)mr,
-                                .ic = xs[0], .y = y, .y_oc = ys[1], .oc_valid = (int32_t)rows, .np = (int32_t)np,
+    const cbn_conv_px_args a = {.x = x,
+                                .x_ic = xs[1],
+                                .x_padded = !copy,
+                                .copy = copy,
+                                .w = w,
+                                .mr = (int32_t)mr,
+                                .ic = xs[0],
+                                .y = y,
+                                .y_oc = ys[1],
+                                .oc_valid = (int32_t)rows,
+                                .np = (int32_t)np,
                                 .epi = {bias, residual, (float)lo, (float)hi}};
     k->conv_px2(&a);
     Py_RETURN_NONE;
 }
 
 #define CBN_METHOD_(name, signature) \
-    {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, PyDoc_STR(#name signature)}
+    { #name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, PyDoc_STR(#name signature) }
 PyMethodDef cbn_testing_phases_methods[] = {
     CBN_METHOD_(panel_pack, "(isa, out, out_c, x, moves)"),
     CBN_METHOD_(interleave, "(isa, y, s, n, bias, residual, lo, hi)"),

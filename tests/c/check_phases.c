@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* panel_pack, interleave and conv_px2 of every table with all arrays between guard pages, and the vector operation below them. */
+/* panel_pack, interleave and conv_px2 of every table with all arrays between guard pages. */
 #include "check.h"
 #include <math.h>
 #include <string.h>
@@ -16,9 +16,14 @@ static void pack_case(const cbn_kernels *k, check_side side) {
         /* The first and the last element of the arrays are among what is touched. */
         int64_t hi = check_range(0, lanes), lo = check_range(0, hi);
         if (i % 2) hi = lanes, lo = 0;
-        const int64_t put = i % 3 ? lanes : check_range(1, lanes), x0 = i == 0 ? -lo : i == 1 ? WIDTH - hi : check_range(-lo, WIDTH - hi);
+        const int64_t put = i % 3 ? lanes : check_range(1, lanes), x0 = i == 0 ? -lo
+                                                                        : i == 1
+                                                                            ? WIDTH - hi
+                                                                            : check_range(-lo, WIDTH - hi);
         moves[i] = (cbn_panel_move){.x = x0,
-                                    .out = i == 0 ? 0 : i == 1 ? out_c - put : check_range(0, out_c - put),
+                                    .out = i == 0   ? 0
+                                           : i == 1 ? out_c - put
+                                                    : check_range(0, out_c - put),
                                     .lo = (int16_t)lo,
                                     .hi = (int16_t)hi,
                                     .n = (int16_t)put};
@@ -65,8 +70,8 @@ static void interleave_case(const cbn_kernels *k, int ns, int64_t n, bool residu
         }
         float want = s[c * s_c + o % ns * s_p + o / ns] + bias[c] + (residual ? res[at] : 0.0f);
         want = fminf(fmaxf(want, -12.0f), 11.0f);
-        if (!CHECK_MSG(y[at] == want, "%s %d phases, %d: y[%d] = %g, expected %g", k->isa, ns, (int)n, (int)at, y[at],
-                       want))
+        if (!CHECK_MSG(y[at] == want, "%s %d phases, %d: y[%d] = %g, expected %g", k->isa, ns, (int)n,
+                       (int)at, y[at], want))
             return;
     }
 }
@@ -77,7 +82,8 @@ CHECK_TEST(interleave_stays_inside) {
         for (size_t i = 0; i < sizeof phases / sizeof *phases; i++) {
             for (int64_t n = 1; n <= 2 * phases[i] * (*t)->lanes + phases[i]; n += 1 + n / 40) {
                 const size_t mark = check_mark();
-                interleave_case(*t, phases[i], n, check_rand() & 1, check_rand() & 1 ? CHECK_LEFT : CHECK_RIGHT);
+                interleave_case(*t, phases[i], n, check_rand() & 1,
+                                check_rand() & 1 ? CHECK_LEFT : CHECK_RIGHT);
                 check_release(mark);
             }
         }
@@ -85,21 +91,32 @@ CHECK_TEST(interleave_stays_inside) {
 }
 
 static void px2_case(const cbn_kernels *k, int np, int channels, int mr, bool copying, check_side side) {
-    const int64_t ic = check_range(1, 4), whole = cbn_ceil_div(np, k->lanes) * k->lanes, x_ic = copying ? np + 1 : whole,
-                  nx = (ic - 1) * x_ic + (copying ? np : whole), y_oc = 2 * np + 1, ny = (channels - 1) * y_oc + 2 * np,
+    const int64_t ic = check_range(1, 4), whole = cbn_ceil_div(np, k->lanes) * k->lanes,
+                  x_ic = copying ? np + 1 : whole, nx = (ic - 1) * x_ic + (copying ? np : whole),
+                  y_oc = 2 * np + 1, ny = (channels - 1) * y_oc + 2 * np,
                   nw = cbn_ceil_div(2 * channels, mr) * mr * ic;
     const size_t f = sizeof(float);
     float *x = check_guard((size_t)nx * f, side), *w = check_guard((size_t)nw * f, side),
           *y = check_guard((size_t)ny * f, side), *res = check_guard((size_t)ny * f, side),
-          *bias = check_guard((size_t)channels * f, side), *copy = check_guard((size_t)(ic * whole) * f, side);
+          *bias = check_guard((size_t)channels * f, side),
+          *copy = check_guard((size_t)(ic * whole) * f, side);
     check_fill_int(x, (size_t)nx, -3, 3);
     check_fill_int(w, (size_t)nw, -3, 3);
     check_fill_int(res, (size_t)ny, -3, 3);
     check_fill_int(bias, (size_t)channels, -3, 3);
     check_sentinel_fill(y, (size_t)ny);
     const bool residual = check_rand() & 1;
-    const cbn_conv_px_args a = {.x = x, .x_ic = x_ic, .x_padded = !copying, .copy = copying ? copy : NULL, .w = w, .mr = mr,
-                                .ic = ic, .y = y, .y_oc = y_oc, .oc_valid = 2 * channels, .np = np,
+    const cbn_conv_px_args a = {.x = x,
+                                .x_ic = x_ic,
+                                .x_padded = !copying,
+                                .copy = copying ? copy : NULL,
+                                .w = w,
+                                .mr = mr,
+                                .ic = ic,
+                                .y = y,
+                                .y_oc = y_oc,
+                                .oc_valid = 2 * channels,
+                                .np = np,
                                 .epi = {bias, residual ? res : NULL, -20.0f, 25.0f}};
     k->conv_px2(&a);
     for (int64_t at = 0; at < ny; at++) {
@@ -111,8 +128,8 @@ static void px2_case(const cbn_kernels *k, int np, int channels, int mr, bool co
         float want = bias[c] + (residual ? res[at] : 0.0f);
         for (int64_t i = 0; i < ic; i++) want += w[(row / mr * ic + i) * mr + row % mr] * x[i * x_ic + o / 2];
         want = fminf(fmaxf(want, -20.0f), 25.0f);
-        if (!CHECK_MSG(y[at] == want, "%s %d pixels, %d channels of %d: y[%d] = %g, expected %g", k->isa, np, channels, mr,
-                       (int)at, y[at], want))
+        if (!CHECK_MSG(y[at] == want, "%s %d pixels, %d channels of %d: y[%d] = %g, expected %g", k->isa, np,
+                       channels, mr, (int)at, y[at], want))
             return;
     }
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""panel_pack, interleave and conv_px2 of every instruction set against NumPy, on small whole numbers, equal to the bit."""
+"""panel_pack, interleave and conv_px2 of every instruction set against NumPy: small whole numbers, equal to the bit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The rows "transposed" and "upconv": each result equals that of `direct` to the bit, whose own results test_conv.py compares with the
-float64 reference, on every instruction set."""
+"""The rows "transposed" and "upconv" on every instruction set: each result equals that of `direct` to the bit, whose own
+results test_conv.py compares with the float64 reference."""
 
 from __future__ import annotations
 

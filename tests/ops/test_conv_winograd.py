@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The Winograd rows on every kind of geometry they cut into tiles: right, accurate, the same for any split of the work."""
+"""The Winograd rows on every kind of geometry they cut into tiles: right, accurate, the same bits for any split."""
 
 from __future__ import annotations
 
@@ -161,7 +161,8 @@ def test_nan_and_infinity_stay_in_place(isa: str, case: str, value: float, rng: 
     (2, 3, dict(stride=2, padding=1)), (2, 4, dict(stride=2, padding=1, transposed=True)),
 ], ids=str)
 def test_accuracy_is_that_of_the_precision(
-    isa: str, precision: str, most: float, channels: int, geometry: tuple[int, int, dict[str, Any]], rng: np.random.Generator
+    isa: str, precision: str, most: float, channels: int, geometry: tuple[int, int, dict[str, Any]],
+    rng: np.random.Generator,
 ) -> None:
     """Rms error against that of a sequential float32 sum, which is what `ref` computes, after a ReLU."""
     nd, kernel, arguments = geometry
