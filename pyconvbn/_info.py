@@ -17,7 +17,7 @@ from . import _core
 
 __all__ = ["DoctorReport", "doctor", "get_num_threads", "num_threads", "set_num_threads", "show_config"]
 
-_VARIABLES = ("PYCONVBN_NUM_THREADS", "OMP_NUM_THREADS", "PYCONVBN_DISABLE_CPU")
+_VARIABLES = ("PYCONVBN_NUM_THREADS", "OMP_NUM_THREADS", "PYCONVBN_DISABLE_CPU", "PYCONVBN_ENABLE_CPU")
 
 
 def set_num_threads(n: int) -> None:

@@ -161,9 +161,10 @@ static void CBN_FN(wt_out_any)(const cbn_wino_out_args *a) {
     }
 }
 
-#define WT_FOR_OUT_(X)                                                                                            \
-    X(6, 4, 6, 4) X(6, 4, 4, 2) X(4, 2, 6, 4) X(4, 2, 4, 2) X(6, 2, 6, 2) X(6, 3, 6, 3) X(6, 5, 6, 5) X(4, 3, 4, 3) \
-    X(1, 1, 4, 2) X(1, 1, 4, 3) X(1, 1, 6, 2) X(1, 1, 6, 3) X(1, 1, 6, 4) X(1, 1, 6, 5)                           \
+#define WT_FOR_OUT_(X)                                                                                 \
+    X(6, 4, 6, 4) X(6, 4, 4, 2) X(4, 2, 6, 4) X(4, 2, 4, 2) X(6, 2, 6, 2) X(6, 3, 6, 3) X(6, 5, 6, 5) \
+    X(4, 3, 4, 3) X(6, 5, 4, 3) X(4, 3, 6, 5)                                                          \
+    X(1, 1, 4, 2) X(1, 1, 4, 3) X(1, 1, 6, 2) X(1, 1, 6, 3) X(1, 1, 6, 4) X(1, 1, 6, 5)                \
     X(4, 2, 1, 1) X(4, 3, 1, 1) X(6, 2, 1, 1) X(6, 3, 1, 1) X(6, 4, 1, 1) X(6, 5, 1, 1)
 #define WT_OUT_(nh, mh, nw, mw)                                                          \
     static void CBN_FN(CBN_CAT(wt_out_##nh##mh, nw##mw))(const cbn_wino_out_args *a) {   \

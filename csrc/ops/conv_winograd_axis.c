@@ -174,8 +174,8 @@ int64_t cbn_wino_band_tiles(const wino_axis *w, int64_t first, int64_t end, int3
     int64_t n = 0;
     for (int64_t f = 0; f < w->phases; f++) {
         const int64_t last = CBN_MIN(end, cbn_wino_phase_tiles(w, f));
-        for (int64_t t = first; t < last; t++, n++) {
-            if (!col_in) continue;
+        if (!col_in) n += CBN_MAX(last - first, 0);
+        for (int64_t t = first; col_in && t < last; t++, n++) {
             col_in[n] = (int32_t)(f + (t - first) * w->in_tile);
             col_out[n] = (int32_t)(f + (t - first) * w->m * w->steps);
         }
@@ -196,8 +196,9 @@ void cbn_wino_blocking_make(const wino_geometry *g, const cbn_conv_context *ctx,
     *b = (wino_blocking){.chunk = cbn_wino_chunk(g, ctx->precision)};
     const int64_t fits = l2 / 2 / per_tile, least = u > l2 ? 64 : 2 * k->wino_np;
     int64_t most = CBN_MAX(fits, least);
-    /* Equal strips no wider than that. */
-    for (b->strips = 1;; b->strips++) {
+    /* Equal strips no wider than that; on average they must not be, either. */
+    const int64_t row_tiles = cbn_wino_band_tiles(&g->w, 0, g->w.tiles, NULL, NULL);
+    for (b->strips = CBN_MIN(cbn_ceil_div(row_tiles, most), g->w.tiles);; b->strips++) {
         b->strip_tiles = 0;
         for (int64_t i = 0; i < b->strips; i++) {
             const int64_t t = cbn_wino_band_tiles(&g->w, cbn_wino_cut(g->w.tiles, b->strips, i),
