@@ -30,6 +30,12 @@ static bool wino_supports(const cbn_conv_desc *d, const cbn_conv_context *ctx, i
         *why_not = "rounding errors would exceed those of the precision asked for";
         return false;
     }
+    wino_blocking b;
+    cbn_wino_blocking_make(&g, ctx, &b);
+    if (!cbn_wino_fits(&g, &b)) {
+        *why_not = "the transformed inputs of a few rows would take too much memory";
+        return false;
+    }
     return true;
 }
 

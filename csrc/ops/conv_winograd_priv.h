@@ -80,6 +80,15 @@ cbn_status cbn_wino_run(const cbn_conv_desc *d, const cbn_conv_context *ctx, con
                         const cbn_conv_call *call, cbn_error *err);
 size_t cbn_wino_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n,
                           int threads);
+/* Whether one thread's scratch stays within cbn_wino_allowed. */
+bool cbn_wino_fits(const wino_geometry *g, const wino_blocking *b);
+/* Bytes of scratch a layer may take: 8 MB, or a quarter of input, output and weights of one image. */
+CBN_INLINE int64_t cbn_wino_allowed(const wino_geometry *g) {
+    const double x = (double)(g->icg * g->z.in) * (double)(g->h.in * g->w.in),
+                 y = (double)(g->ocg * g->z.out) * (double)(g->h.out * g->w.out),
+                 w = (double)(g->icg * g->ocg) * (double)(g->z.k * g->h.k * g->w.k);
+    return CBN_MAX(INT64_C(8) << 20, (int64_t)((double)g->groups * (x + y + w)));
+}
 
 /* Pieces that have weights at point (i, j), of one depth tap. */
 CBN_INLINE int cbn_wino_rows_at(const wino_axis *a, int i) { return i == a->n - 1 ? a->nfull : a->npieces; }

@@ -59,7 +59,8 @@ static int64_t lines(int64_t floats) { return cbn_ceil_div(floats, 16) * 16; }
 /* An odd number of cache lines, so that steps of this length meet all sets of a cache. */
 static int64_t odd_lines(int64_t floats) { return (cbn_ceil_div(floats, 16) | 1) * 16; }
 
-static void run_layout(run *u, int64_t n, int threads) {
+/* With at most `block_bands` bands a block. */
+static void layout_make(run *u, int64_t n, int threads, int64_t block_bands) {
     const wino_geometry *g = u->g;
     const wino_blocking *b = u->b;
     const int64_t lanes = g->lanes, points = g->h.n * g->w.n;
@@ -67,7 +68,7 @@ static void run_layout(run *u, int64_t n, int threads) {
     u->frame_bands = 0;
     for (int f = 0; f < g->h.phases; f++) u->frame_bands += cbn_wino_phase_tiles(&g->h, f);
     u->bands = u->deep ? u->frame_bands : u->frame_bands * n * g->z.out;
-    const int64_t per_block = CBN_MIN(CBN_MAX(b->tiles / b->strip_tiles, 1), u->bands);
+    const int64_t per_block = CBN_MIN(block_bands, u->bands);
     u->blocks = cbn_ceil_div(u->bands, per_block);
     u->tiles = cbn_ceil_div(u->bands, u->blocks) * b->strip_tiles;
     u->items = g->groups * b->strips * u->blocks;
@@ -82,7 +83,7 @@ static void run_layout(run *u, int64_t n, int threads) {
     u->x_c = g->z.in * g->h.in * g->w.in;
     u->y_c = g->z.out * g->h.out * g->w.out;
     u->ahead = g->groups * g->icg * u->x_c * (int64_t)sizeof(float) > (int64_t)cbn_cpu_cache_sizes().l2;
-    u->slots = u->deep ? (g->z.k - 1) * g->z.dil + 1 : 1;
+    u->slots = u->deep ? CBN_MIN((g->z.k - 1) * g->z.dil + 1, g->z.in) : 1;
     u->rows = cbn_wino_rows(&g->h);
 
     u->v_b = odd_lines(u->tiles * lanes);
@@ -115,6 +116,14 @@ static bool run_shared(const run *u, int threads) {
 static int64_t scratch_floats(const run *u, int threads) {
     const int64_t blocks = run_shared(u, threads) ? 1 : threads;
     return blocks * u->block_floats + threads * u->worker_floats;
+}
+
+/* Blocks get fewer bands where the threads' scratch would exceed what a layer may take. */
+static void run_layout(run *u, int64_t n, int threads) {
+    int64_t block_bands = CBN_MAX(u->b->tiles / u->b->strip_tiles, 1);
+    layout_make(u, n, threads, block_bands);
+    while (block_bands > 1 && scratch_floats(u, threads) * (int64_t)sizeof(float) > cbn_wino_allowed(u->g))
+        layout_make(u, n, threads, block_bands = CBN_MAX(CBN_MIN(block_bands, u->bands) / 2, 1));
 }
 
 static float *worker_scratch(const run *u, int worker) { return u->workers_scratch + worker * u->worker_floats; }
@@ -377,6 +386,12 @@ static void blocks_together(run *u, int threads) {
             cbn_parallel_for(u->b->slices, 1, threads, slices_range, u);
         }
     }
+}
+
+bool cbn_wino_fits(const wino_geometry *g, const wino_blocking *b) {
+    run u = {.g = g, .b = b};
+    run_layout(&u, 1, 1);
+    return scratch_floats(&u, 1) * (int64_t)sizeof(float) <= cbn_wino_allowed(g);
 }
 
 size_t cbn_wino_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n,
