@@ -91,7 +91,9 @@ def _run_other(functional: Any, step: Step, source: list[Any], out: Any) -> Any:
         g, nd = step.geometry, len(step.shape) - 2
         return getattr(functional, f"max_pool{nd}d")(source[0], g["kernel"], g["stride"], g["padding"], out=out)
     if step.kind == "global_pool":
-        return np.mean(source[0].reshape(*step.shape, -1), axis=2, out=out)
+        nd = source[0].ndim - 2
+        y = None if out is None else out.reshape(*out.shape, *[1] * nd)
+        return getattr(functional, f"adaptive_avg_pool{nd}d")(source[0], 1, out=y).reshape(step.shape)
     return functional.cat(source, 1, out=out)
 
 
