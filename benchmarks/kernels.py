@@ -279,6 +279,19 @@ def bench_lanes_scatter(testing: Any, isa: str) -> list[Case]:
 
 
 @kernel_bench
+def bench_wino_weights(testing: Any, isa: str) -> list[Case]:
+    """Eight channels; what is counted are the weights read."""
+    lanes, cases = testing.tile_sizes(isa)["lanes"], []
+    for n, m in ((6, 4), (4, 2), (6, 2)):
+        r = n - m + 1
+        arguments = (isa, n, m, n, m, normal(8, r * r, lanes), np.arange(r * r, dtype=np.int32).reshape(r, r),
+                     normal(n * n, 8, lanes))
+        cases.append(Case(f"{n}x{n} points, {r}x{r} taps", lambda arguments=arguments: testing.wino_weights(*arguments),
+                          4 * 8 * r * r * lanes, "B"))
+    return cases
+
+
+@kernel_bench
 def bench_wino_in(testing: Any, isa: str) -> list[Case]:
     """A row of 14 tiles; what is counted is what is stored."""
     cases = []

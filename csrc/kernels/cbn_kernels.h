@@ -75,7 +75,8 @@ typedef struct cbn_conv_tap_args {
     const int64_t *xpix; /* [nv] */
     const int32_t *tap;  /* [ntaps] */
     int64_t ntaps;
-    const float *w; /* [ntaps][mr] */
+    int64_t more_runs, skip; /* as many runs of ntaps taps again, each `skip` entries of tap and w behind the last */
+    const float *w;          /* [ntaps][mr] */
     float *y;
     const int64_t *ypix; /* [nv] */
     int64_t y_oc;
@@ -177,6 +178,21 @@ typedef struct cbn_wino_out_args {
     int64_t o_row;
 } cbn_wino_out_args;
 
+/* Weights of one vector of output channels, n input channels, one piece of high x wide taps (at most 5 each):
+ *   u[k*u_c + (i*nw + j)*u_xi + l] = sum over a, b of gh[i][a] * gw[j][b] * w[k*w_c + tap[a*wide + b] + l]
+ * in float64, rounded once, for k < n, l < L; a tap < 0 is zero. gh and gw hold rows of 6, [nh] and [nw] of them, made by
+ * cbn_wino_g: the points come as 0, p, -p, q, -q, inf, and only those of gh[0], gh[1], gh[3] are read. */
+typedef struct cbn_wino_weights_args {
+    int nh, nw, high, wide;
+    const double *gh, *gw;
+    const float *w;
+    int64_t w_c;
+    const int32_t *tap;
+    float *u;
+    int64_t u_c, u_xi;
+    int64_t n;
+} cbn_wino_weights_args;
+
 /* One vector of a panel (kernel panel_pack). */
 typedef struct cbn_panel_move {
     int64_t x, out;    /* where lane 0 comes from, where it goes */
@@ -205,6 +221,7 @@ typedef enum {
     /* s[c*L + l] = x[l*x_c + x0 + c] where 0 <= x0 + c < w and l < nch, else 0; for c < n, l < L. Reads inside the row  \
      * only. */                                                                                    \
     X(lanes_gather, (float *s, const float *x, int64_t x_c, int nch, int64_t x0, int64_t n, int64_t w)) \
+    X(wino_weights, (const cbn_wino_weights_args *a))                                              \
     X(wino_in, (const cbn_wino_in_args *a))                                                        \
     /* np >= 1: any number of tiles, taken in groups of at most wino_np; nv in 1..2 */              \
     X(wino_gemm, (int np, int nv, const cbn_wino_gemm_args *a))                                    \

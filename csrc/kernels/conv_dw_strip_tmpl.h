@@ -272,7 +272,8 @@ CBN_INLINE void dw_map(const dw_rows *t, const dw_strip_masks *masks, const int 
             const vf sum = vf_min(hi, vf_max(lo, vf_add(acc[slot * nv + v], bias)));
             float *to = y + (v == nv - 1 ? tail : v * VF_LANES);
             acc[slot * nv + v] = vf_zero();
-            const bool end = rows < VF_LANES && i == rows + half - 1 && t->y_room < rows * rows + VF_LANES;
+            const int reach = (i - half) * rows + VF_LANES; /* vectors pass the end from the last rows but one, too */
+            const bool end = rows < VF_LANES && reach > rows * rows && t->y_room < reach;
             if (end) vf_store_n(to, sum, rows);
             else vf_store(to, sum);
         }

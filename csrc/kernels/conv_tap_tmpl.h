@@ -36,8 +36,9 @@ CBN_INLINE void CBN_FN(tap_tile)(const int mr, const int nv, const cbn_conv_tap_
     const float *p[CBN_TAP_MAX_NV];
     CBN_UNROLL for (int v = 0; v < nv; v++) p[v] = a->x + xpix[CBN_MIN(v, valid - 1)];
     const float *w = a->w;
-    for (const int32_t *t = a->tap, *end = t + a->ntaps; t < end; t++, w += mr)
-        CBN_FN(tap_step)(acc, mr, nv, p, *t, w);
+    const int32_t *t = a->tap;
+    for (int64_t run = a->more_runs; run >= 0; run--, t += a->skip, w += a->skip * mr)
+        for (const int32_t *end = t + a->ntaps; t < end; t++, w += mr) CBN_FN(tap_step)(acc, mr, nv, p, *t, w);
 
     CBN_BARRIER(); /* else what follows is loaded before the loop and takes registers there */
     const vf lo = vf_set1(a->epi.lo), hi = vf_set1(a->epi.hi);
@@ -96,6 +97,7 @@ static void CBN_FN(conv_tap)(int mr, const cbn_conv_tap_args *a) {
 #define TAP_NAME_(mr) CBN_FN(tap_tiles_##mr),
     static void (*const tiles[TILE_TAP_MR])(const cbn_conv_tap_args *) = {TAP_FOR_MR_(TAP_NAME_)};
     assert(1 <= mr && mr <= TILE_TAP_MR && a->ntaps >= 0 && a->nv >= 0 && 1 <= a->lanes && a->lanes <= VF_LANES);
+    assert(a->more_runs >= 0 && a->skip >= 0);
     tiles[mr - 1](a);
 }
 

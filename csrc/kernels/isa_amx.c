@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#if !defined(__AMX_TILE__) || !defined(__AMX_BF16__)
+/* Older versions of clang spell these names without the second underscore. */
+#if !(defined(__AMX_TILE__) || defined(__AMXTILE__)) || !(defined(__AMX_BF16__) || defined(__AMXBF16__))
 #error "isa_amx.c must be compiled with its ISA flags (see the ISA table of setup.py)"
 #endif
 #include "simd/tile_amx.h"

@@ -12,6 +12,7 @@
 #include "kernels/wino_tmpl.h"
 #include "kernels/wino_gemm_tmpl.h"
 #include "kernels/wino_lanes_tmpl.h"
+#include "kernels/wino_weights_tmpl.h"
 #include "kernels/conv_px2_tmpl.h"
 #include "kernels/phases_tmpl.h"
 #include "kernels/vec_tmpl.h"

@@ -32,6 +32,7 @@ enum {
     /* Tiles of a job at most: enough to reuse a chunk of weights often. */
     JOB_TILES = 32,
     JOB_TILES_LEAST = 8,
+    JOB_TILES_FAR = 80, /* where the weights come from far away: they pass by once for each job */
     /* A chunk of the weights of one block; with windows it is a quarter of L2. They stream, and the
      * longer a tile runs the better. */
     CHUNK_BYTES = 32 * 1024,
@@ -213,7 +214,7 @@ static double direct_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx) {
     const double xy_bytes = (double)(d->ic * d->in[0] * d->in[1] * d->in[2] + d->oc * (int64_t)pixels) * sizeof(float);
     if (xy_bytes > (double)cbn_cpu_cache_sizes().l2) cycles += xy_bytes / 16;
     cycles += w_bytes / 24;
-    return ctx->one_shot ? cycles + w_bytes / 2 : cycles;
+    return ctx->one_shot ? cycles + w_bytes * (d->transposed ? 1.0 : 0.5) : cycles;
 }
 
 static void direct_destroy(void *state) {
@@ -249,15 +250,17 @@ static cbn_status direct_prepare(const cbn_conv_desc *d, const cbn_conv_context 
         if (s->blocks < WINDOW_BLOCKS || s->icg < WINDOW_CHANNELS) s->window = 0;
     }
     const int64_t l2 = (int64_t)cbn_cpu_cache_sizes().l2;
-    /* Weights that come from further away than L2 in each job want larger jobs, so smaller windows. */
+    /* Weights that come from further away than L2 in each job want larger jobs, so smaller windows. The more there are,
+     * the more: then even windows beyond L2, which are read in order, are the lesser evil (measured). */
     const int64_t w_bytes = d->oc * s->icg * s->taps * (int64_t)sizeof(float),
-                  part_of_l2 = w_bytes > 8 * l2 ? l2 / 8 : l2 / 4;
+                  part_of_l2 = w_bytes > 32 * l2 ? l2 / 16 : w_bytes > 8 * l2 ? l2 / 8 : l2 / 4;
     const int64_t chunk_bytes = s->window > 0 ? CBN_MAX(part_of_l2, CHUNK_BYTES) : CHUNK_BYTES;
     const int64_t chunk = CBN_MAX(chunk_bytes / (s->taps * s->vw * (int64_t)sizeof(float)), 1);
     s->ic_chunk = cbn_ceil_div(s->icg, cbn_ceil_div(s->icg, chunk));
     if (s->window > 0) {
         const int64_t bytes = s->window * s->ic_chunk * (int64_t)sizeof(float);
         s->job_tiles = CBN_MIN(JOB_TILES, CBN_MAX(l2 / 2 / bytes, JOB_TILES_LEAST));
+        if (w_bytes > 32 * l2) s->job_tiles = CBN_MIN(JOB_TILES_FAR, CBN_MAX(2 * l2 / bytes, JOB_TILES_LEAST));
     }
     s->job_taps = s->linear ? 1 : job_taps_max(s);
     /* Without windows blocks share nothing but the tables, which stay from item to item. */

@@ -69,6 +69,7 @@ typedef struct cbn_conv_impl {
     X(depthwise)          \
     X(linear)             \
     X(pointwise)          \
+    X(strassen)           \
     X(winograd_4x4)       \
     X(winograd_4x2)       \
     X(winograd_2x2)       \

@@ -14,6 +14,7 @@
 #include "base/cbn_alloc.h"
 #include "base/cbn_checked.h"
 #include "ops/conv_cost.h"
+#include "ops/conv_pack.h"
 #include "ops/conv_plan.h"
 #include "threads/cbn_parallel.h"
 
@@ -79,7 +80,8 @@ static double pointwise_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx
     const double taken = (double)larger * CBN_MAX((double)even + 1, least) +
                          (double)(panels - larger) * CBN_MAX((double)even, least);
     const double filled = (double)plane / (double)k->lanes / taken;
-    return cbn_cost_fma(k, cbn_cost_real_fmas(d), 0.93 * filled);
+    const double pack = ctx->one_shot ? 1.5 * (double)(d->oc * (d->ic / d->g)) : 0;
+    return cbn_cost_fma(k, cbn_cost_real_fmas(d), 0.93 * filled) + pack;
 }
 
 static void pointwise_destroy(void *state) {
@@ -146,8 +148,8 @@ static cbn_status pointwise_prepare(const cbn_conv_desc *d, const cbn_conv_conte
         for (int64_t b = 0; b < s->blocks; b++) {
             const int64_t c0 = block_channel(s, b), valid = block_channel(s, b + 1) - c0, width = block_width(s, b);
             const float *from = (const float *)w + (g * s->ocg + c0) * s->icg;
-            for (int64_t i = 0; i < s->icg; i++)
-                for (int64_t c = 0; c < width; c++) *p++ = c < valid ? from[c * s->icg + i] : 0.0f;
+            cbn_pack_rows(p, width, from, s->icg, valid, s->icg);
+            p += width * s->icg;
         }
     }
     *state = s;

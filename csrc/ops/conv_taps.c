@@ -5,7 +5,8 @@
  * A job is a box of output rows and columns of one group. The input it reads is first copied to one piece of memory,
  * [row][channel][phase][column], with its padding as zeros and the columns of a stride s sorted into s phases, so that
  * every tap of every geometry is an offset from the pixel, and any vectors of pixels can share a tile. Rows are copied
- * a step ahead of their use, which finds them in L1.
+ * a step ahead of their use, which finds them in L1. Rows of a one-dimensional kernel that need neither padding nor
+ * sorting are read where they are.
  *
  * The sum of an output element is taken over channels, then taps, as in conv_direct, with the same result: padded taps
  * add 0, and weights that are Inf or NaN are left to conv_direct. */
@@ -15,7 +16,7 @@
 #include "base/cbn_checked.h"
 #include "cpu/cbn_cpu.h"
 #include "ops/conv_cost.h"
-#include "ops/conv_plan.h"
+#include "ops/conv_taps_priv.h"
 #include "threads/cbn_parallel.h"
 
 enum {
@@ -24,35 +25,16 @@ enum {
     WEIGHT_BYTES = 192 * 1024,     /* of a group: stay in L2 */
     STEP_BYTES = 20 * 1024,        /* of what a step's tiles read: stays in L1 with a block's weights */
     STEP_VECTORS = 96,
-    MIN_VECTORS = 3, /* of a row in a box */
+    STEP_TILES = 4,          /* at least: fewer do not cover what it takes to start a block */
+    PLACE_BYTES = 12 * 1024, /* of a step that reads x in place: y passes by as well */
+    MIN_VECTORS = 3,         /* of a row in a box */
     THREAD_WORK = 500 * 1000,
     PARTS_PER_THREAD = 4
 };
 
-typedef struct taps_state {
-    int64_t icg, ocg, blocks, ntaps;
-    int64_t vectors; /* of an output row; the last one is moved left to end with the row */
-    int64_t cols, rows;             /* boxes of a plane */
-    int64_t box_vectors, box_rows;  /* of the largest box */
-    int64_t step;                   /* vectors */
-    int64_t phases, phase_floats, used_floats; /* of a copied row of a channel */
-    int64_t row_floats;             /* of a copied row of all channels */
-    int64_t plane_rows;             /* copied rows of one depth tap */
-    size_t w_bytes, copy_bytes;
-    int32_t *tap;   /* [ntaps] */
-    int64_t *phase; /* [phases] column offsets */
-    float *w;       /* [group][block][channel][tap][channels of the block] */
-    bool finite;    /* all weights are: else they must not meet the zeros of the padding */
-} taps_state;
-
 /* ---- preparing --------------------------------------------------------------------------------------------------- */
 
 CBN_INLINE int64_t block_first(const taps_state *s, int64_t b) { return s->ocg * b / s->blocks; }
-
-/* Input rows that n output rows reach over. */
-static int64_t rows_reach(const cbn_conv_desc *d, int64_t n) {
-    return (n - 1) * d->stride[1] + (d->k[1] - 1) * d->dil[1] + 1;
-}
 
 /* The number of columns of the phases that the taps of a row meet. */
 static int64_t phases_count(const cbn_conv_desc *d) {
@@ -65,6 +47,18 @@ static int64_t phases_count(const cbn_conv_desc *d) {
         }
     }
     return n;
+}
+
+/* Taps along the width only, at stride 1 and without padding: the image already is what the copy would be. Not if its
+ * channels share few sets of L1, or are out of reach of an offset. */
+static bool fits_in_place(const cbn_conv_desc *d, const cbn_kernels *k) {
+    const int64_t plane = d->in[0] * d->in[1] * d->in[2], page = 4096 / (int64_t)sizeof(float);
+    const int64_t past = plane % page, apart = CBN_MIN(past, page - past);
+    if (d->k[0] * d->k[1] != 1 || d->stride[2] != 1 || d->out[2] < k->lanes) return false;
+    if (d->pad_lo[0] != 0 || d->pad_lo[1] != 0 || d->pad_lo[2] != 0) return false;
+    for (int a = 0; a < 3; a++)
+        if ((d->out[a] - 1) * d->stride[a] + (d->k[a] - 1) * d->dil[a] >= d->in[a]) return false;
+    return d->ic / d->g <= INT32_MAX / plane && (apart >= 64 || d->ic / d->g <= 4);
 }
 
 /* Fills what does not depend on weights. false: it would not fit. */
@@ -82,13 +76,13 @@ static bool boxes_make(taps_state *s, const cbn_conv_desc *d, const cbn_kernels 
     reach = cbn_ceil_div(reach / d->stride[2], lanes) * lanes;
     if (most > COPY_BYTES_MOST || reach > COPY_BYTES_MOST || d->k[0] > 1024 || s->icg > 1 << 16) return false;
     const int64_t least = CBN_MIN(s->vectors, MIN_VECTORS), row1 = s->icg * s->phases * (least * lanes + reach);
-    if (!cbn_mul_ok(d->k[0] * rows_reach(d, 1), row1, &most) ||
+    if (!cbn_mul_ok(d->k[0] * cbn_taps_reach(d, 1), row1, &most) ||
         most > COPY_BYTES_MOST / (int64_t)sizeof(float))
         return false;
     if (!cbn_mul_ok(s->icg * d->k[0] * d->k[1], d->k[2], &s->ntaps)) return false;
 
     /* All weights pass by each box: the more there are, the larger it should be. */
-    const int64_t few = d->k[0] * rows_reach(d, CBN_MIN(d->out[1], 4));
+    const int64_t few = d->k[0] * cbn_taps_reach(d, CBN_MIN(d->out[1], 4));
     const int64_t limit = CBN_MAX(COPY_BYTES, CBN_MIN(s->ocg * s->ntaps * (int64_t)sizeof(float), WEIGHT_BYTES)) /
                           (int64_t)sizeof(float);
     /* Whole rows if a few of them fit, else columns are cut evenly. */
@@ -105,17 +99,23 @@ static bool boxes_make(taps_state *s, const cbn_conv_desc *d, const cbn_kernels 
     /* An odd number of vectors: rows of channels should not be a power of two apart in the cache. */
     if (s->phase_floats / lanes % 2 == 0) s->phase_floats += lanes;
     s->row_floats = s->icg * s->phases * s->phase_floats;
-    fit = limit / (d->k[0] * s->row_floats) - rows_reach(d, 1);
+    fit = limit / (d->k[0] * s->row_floats) - cbn_taps_reach(d, 1);
     fit = CBN_MIN(CBN_MAX(fit / d->stride[1], 0) + 1, d->out[1]);
     s->rows = cbn_ceil_div(d->out[1], fit);
     s->box_rows = cbn_ceil_div(d->out[1], s->rows);
-    s->plane_rows = rows_reach(d, s->box_rows);
+    s->plane_rows = cbn_taps_reach(d, s->box_rows);
     s->copy_bytes = (size_t)(d->k[0] * s->plane_rows * s->row_floats) * sizeof(float);
 
     const int64_t row_bytes = d->k[0] * s->row_floats * (int64_t)sizeof(float);
     int64_t rows = (STEP_BYTES / row_bytes - (d->k[1] - 1) * d->dil[1]) / d->stride[1];
     rows = CBN_MIN(CBN_MAX(rows, 1), s->box_rows);
-    s->step = CBN_MIN(rows * s->box_vectors, STEP_VECTORS);
+    s->step = CBN_MAX(rows * s->box_vectors, STEP_TILES * nv);
+    s->step = CBN_MIN(s->step, CBN_MIN(s->box_rows * s->box_vectors, STEP_VECTORS));
+    s->in_place = fits_in_place(d, k);
+    if (s->in_place) {
+        s->step = CBN_MIN(CBN_MAX(PLACE_BYTES / (s->icg * lanes * (int64_t)sizeof(float)), nv), s->step);
+        s->copy_bytes = 0;
+    }
     if (s->step > nv) s->step = s->step / nv * nv;
     return true;
 }
@@ -131,18 +131,32 @@ static bool taps_supports(const cbn_conv_desc *d, const cbn_conv_context *ctx, c
     return false;
 }
 
+/* Taps of depth that plane z of the output meets: [*a0, *a1). */
+static void depth_taps(const cbn_conv_desc *d, int64_t z, int64_t *a0, int64_t *a1) {
+    const int64_t z0 = z * d->stride[0] - d->pad_lo[0];
+    *a0 = z0 < 0 ? CBN_MIN(cbn_ceil_div(-z0, d->dil[0]), d->k[0]) : 0;
+    *a1 = d->in[0] > z0 ? CBN_MAX(CBN_MIN(cbn_ceil_div(d->in[0] - z0, d->dil[0]), d->k[0]), *a0) : *a0;
+}
+
 static double taps_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx) {
     const cbn_kernels *k = ctx->kernels;
     taps_state s = {0};
     (void)boxes_make(&s, d, k);
     const double boxes = (double)(s.rows * s.cols), vectors = (double)(s.box_rows * s.vectors) / (double)s.cols;
     const double row_bytes = (double)(d->k[0] * d->k[1] * s.row_floats) * sizeof(float);
-    double cycles = 0;
+    double cycles = 0, taps = (double)s.ntaps;
+    const int64_t planes = CBN_MIN(d->out[0], 1024); /* more have few at their borders */
+    for (int64_t z = 0; z < planes; z++) {
+        int64_t a0, a1;
+        depth_taps(d, z, &a0, &a1);
+        taps -= (double)s.ntaps * (double)(d->k[0] - (a1 - a0)) / (double)(d->k[0] * d->out[0]);
+    }
     for (int64_t b = 0; b < s.blocks; b++) {
         const int mr = (int)(block_first(&s, b + 1) - block_first(&s, b)), nv = cbn_tap_nv(k, mr);
         /* A vector of pixels takes about a cycle to load. */
-        const double tap = CBN_MAX(0.5 * mr * nv / (row_bytes < STEP_BYTES ? 0.96 : 0.92), 1.0 * nv + 0.5 * mr);
-        cycles += CBN_MAX(vectors / nv, 1) * (tap * (double)s.ntaps + 50.0 + 3.0 * mr * nv);
+        const double share = row_bytes < STEP_BYTES ? 0.96 : s.in_place ? 0.92 : 0.95;
+        const double tap = CBN_MAX(0.5 * mr * nv / share, 1.0 * nv + 0.5 * mr);
+        cycles += CBN_MAX(vectors / nv, 1) * (tap * taps + 50.0 + 3.0 * mr * nv);
     }
     /* Copying the input; weights that do not stay in L2 come anew for each box. */
     const bool near = (size_t)(d->ic * d->in[0] * d->in[1] * d->in[2]) * sizeof(float) < cbn_cpu_cache_sizes().l2;
@@ -187,7 +201,9 @@ static void taps_list(const taps_state *s, const cbn_conv_desc *d) {
         }
     }
     int32_t *t = s->tap;
-    for (int64_t i = 0; i < s->icg; i++) {
+    for (int64_t i = 0; s->in_place && i < s->icg; i++)
+        for (int64_t c = 0; c < d->k[2]; c++) *t++ = (int32_t)(i * d->in[0] * d->in[1] * d->in[2] + c * d->dil[2]);
+    for (int64_t i = 0; !s->in_place && i < s->icg; i++) {
         for (int64_t a = 0; a < d->k[0]; a++) {
             for (int64_t b = 0; b < d->k[1]; b++) {
                 const int64_t row = a * s->plane_rows + b * d->dil[1];
@@ -225,25 +241,6 @@ static cbn_status taps_prepare(const cbn_conv_desc *d, const cbn_conv_context *c
 
 /* ---- running ----------------------------------------------------------------------------------------------------- */
 
-typedef struct taps_run {
-    const cbn_conv_desc *d;
-    const cbn_kernels *k;
-    const taps_state *s;
-    const cbn_conv_call *call;
-    int64_t x_plane, y_plane;
-    int64_t boxes;
-    int64_t parts; /* each a run of blocks of output channels */
-    char *scratch;
-} taps_run;
-
-/* One box: rows [r0, r1) and vectors [v0, v1) of plane z of the output. */
-typedef struct taps_box {
-    int64_t id, image, g, z, r0, r1, v0, v1;
-    int64_t col0;   /* first output column */
-    int64_t copied; /* rows of each depth tap */
-    float *copy;
-} taps_box;
-
 static void box_get(const taps_run *u, int64_t id, taps_box *box) {
     const taps_state *s = u->s;
     if (box->id == id) return;
@@ -260,83 +257,6 @@ static void box_get(const taps_run *u, int64_t id, taps_box *box) {
     box->col0 = CBN_MIN(box->v0 * u->k->lanes, CBN_MAX(u->d->out[2] - u->k->lanes, 0));
 }
 
-/* Whether copied row i is read: with a stride not all of them are. */
-static bool row_needed(const cbn_conv_desc *d, int64_t i, int64_t rows) {
-    for (int64_t b = 0; b < d->k[1]; b++) {
-        const int64_t from = i - b * d->dil[1];
-        if (from >= 0 && from % d->stride[1] == 0 && from / d->stride[1] < rows) return true;
-    }
-    return false;
-}
-
-typedef enum { ROW_UNUSED, ROW_ZERO, ROW_IMAGE } row_kind;
-
-static row_kind row_of(const cbn_conv_desc *d, const taps_box *box, int64_t z, int64_t i) {
-    const int64_t row = box->r0 * d->stride[1] - d->pad_lo[1] + i;
-    if ((d->stride[1] > 1 || d->dil[1] > 1) && !row_needed(d, i, box->r1 - box->r0)) return ROW_UNUSED;
-    return z < 0 || z >= d->in[0] || row < 0 || row >= d->in[1] ? ROW_ZERO : ROW_IMAGE;
-}
-
-/* Makes sure that rows up to number `end` are there. */
-static void box_copy(const taps_run *u, taps_box *box, int64_t end) {
-    const taps_state *s = u->s;
-    const cbn_conv_desc *d = u->d;
-    const float *x = (const float *)u->call->x + (box->image * d->ic + box->g * s->icg) * u->x_plane;
-    cbn_rows_copy_args a = {.to_ic = s->phases * s->phase_floats,
-                            .to_row = s->row_floats,
-                            .x_ic = u->x_plane,
-                            .x_row = d->in[2],
-                            .ic = s->icg,
-                            .n = s->used_floats,
-                            .step = d->stride[2]};
-    for (int64_t t = 0; t < d->k[0]; t++) {
-        const int64_t z = box->z * d->stride[0] - d->pad_lo[0] + t * d->dil[0];
-        for (int64_t i = box->copied, n; i < end; i += n) {
-            const row_kind kind = row_of(d, box, z, i);
-            for (n = 1; i + n < end && row_of(d, box, z, i + n) == kind;) n++;
-            if (kind == ROW_UNUSED) continue;
-            const int64_t row = box->r0 * d->stride[1] - d->pad_lo[1] + i;
-            a.rows = n;
-            a.w = kind == ROW_IMAGE ? d->in[2] : 0;
-            a.x = kind == ROW_IMAGE ? x + (z * d->in[1] + row) * d->in[2] : x;
-            for (int64_t p = 0; p < s->phases; p++) {
-                a.to = box->copy + (t * s->plane_rows + i) * s->row_floats + p * s->phase_floats;
-                a.x0 = box->col0 * d->stride[2] - d->pad_lo[2] + s->phase[p];
-                u->k->rows_copy(&a);
-            }
-        }
-    }
-    box->copied = CBN_MAX(box->copied, end);
-}
-
-/* Asks for rows [from, end) of a copy to come, channels [i0, i1): the hardware does not foresee a walk over
- * channels. */
-static void box_prefetch(const taps_run *u, const taps_box *box, int64_t from, int64_t end, int64_t i0, int64_t i1) {
-    const taps_state *s = u->s;
-    const cbn_conv_desc *d = u->d;
-    const int64_t top = box->r0 * d->stride[1] - d->pad_lo[1], left = box->col0 * d->stride[2] - d->pad_lo[2];
-    const int64_t row0 = CBN_MAX(top + from, 0), row1 = CBN_MIN(top + end, d->in[1]);
-    const int64_t col0 = CBN_MAX(left, 0), col1 = CBN_MIN(left + s->used_floats * d->stride[2], d->in[2]);
-    const int64_t line = CBN_CACHE_LINE / (int64_t)sizeof(float);
-    if (row0 >= row1 || col0 >= col1) return;
-    for (int64_t t = 0; t < d->k[0]; t++) {
-        const int64_t z = box->z * d->stride[0] - d->pad_lo[0] + t * d->dil[0];
-        if (z < 0 || z >= d->in[0]) continue;
-        for (int64_t i = i0; i < i1; i++) {
-            const float *x = (const float *)u->call->x + (box->image * d->ic + box->g * s->icg + i) * u->x_plane;
-            x += z * d->in[1] * d->in[2];
-            if (s->cols == 1) {
-                for (int64_t at = row0 * d->in[2]; at < row1 * d->in[2]; at += line)
-                    __builtin_prefetch(x + at, 0, 2);
-                continue;
-            }
-            for (int64_t row = row0; row < row1; row++)
-                for (int64_t at = col0; at < col1; at += line)
-                    __builtin_prefetch(x + row * d->in[2] + at, 0, 2);
-        }
-    }
-}
-
 /* Blocks [b0, b1) of output channels of a box. */
 static void box_run(const taps_run *u, taps_box *box, int64_t b0, int64_t b1) {
     const taps_state *s = u->s;
@@ -349,27 +269,43 @@ static void box_run(const taps_run *u, taps_box *box, int64_t b0, int64_t b1) {
                            .ntaps = s->ntaps,
                            .y_oc = u->y_plane,
                            .lanes = CBN_MIN(lanes, d->out[2])};
+    int64_t a0, a1;
+    depth_taps(d, box->z, &a0, &a1);
+    const int64_t plane_taps = d->k[1] * d->k[2];
+    if (a1 - a0 < d->k[0]) {
+        a.tap += a0 * plane_taps;
+        a.ntaps = (a1 - a0) * plane_taps;
+        a.more_runs = s->icg - 1;
+        a.skip = (d->k[0] - (a1 - a0)) * plane_taps;
+    }
+    /* Where pixels are in x: rows of the box and columns, from the first ones of the box. */
+    int64_t x_row = d->stride[1] * s->row_floats;
+    if (s->in_place) {
+        x_row = d->stride[1] * d->in[2];
+        a.x = (const float *)u->call->x + (box->image * d->ic + box->g * s->icg) * u->x_plane +
+              (box->z * d->stride[0] * d->in[1] + box->r0 * d->stride[1]) * d->in[2] + box->col0;
+    }
     int64_t row = 0, v = 0;
     for (int64_t q = 0; q < all; q += s->step) {
         const int64_t n = CBN_MIN(s->step, all - q);
         for (int64_t i = 0; i < n; i++) {
             const int64_t col = CBN_MIN((box->v0 + v) * lanes, last_col);
-            xpix[i] = row * d->stride[1] * s->row_floats + col - box->col0;
+            xpix[i] = row * x_row + col - box->col0;
             ypix[i] = (box->r0 + row) * d->out[2] + col;
             if (++v < per_row) continue;
             v = 0;
             row++;
         }
-        box_copy(u, box, rows_reach(d, v > 0 ? row + 1 : row));
+        if (!s->in_place) cbn_taps_copy(u, box, cbn_taps_reach(d, v > 0 ? row + 1 : row));
         /* While this step is computed, the input of the next one comes nearer. */
         taps_box next = *box;
         int64_t next_from = box->copied, next_end = 0;
         if (q + s->step < all) {
-            next_end = rows_reach(d, (CBN_MIN(q + 2 * s->step, all) - 1) / per_row + 1);
+            next_end = cbn_taps_reach(d, (CBN_MIN(q + 2 * s->step, all) - 1) / per_row + 1);
         } else if (b1 == s->blocks && box->id + 1 < u->boxes) {
             box_get(u, box->id + 1, &next);
             next_from = 0;
-            next_end = rows_reach(d, (CBN_MIN(s->step, all) - 1) / per_row + 1);
+            next_end = cbn_taps_reach(d, (CBN_MIN(s->step, all) - 1) / per_row + 1);
         }
         a.xpix = xpix;
         a.ypix = ypix;
@@ -377,9 +313,11 @@ static void box_run(const taps_run *u, taps_box *box, int64_t b0, int64_t b1) {
         for (int64_t b = b0; b < b1; b++) {
             const int64_t c0 = box->g * s->ocg + block_first(s, b);
             const int64_t y_at = (box->image * d->oc + c0) * u->y_plane + box->z * d->out[1] * d->out[2];
-            box_prefetch(u, &next, next_from, next_end, s->icg * (b - b0) / (b1 - b0),
-                         s->icg * (b - b0 + 1) / (b1 - b0));
-            a.w = s->w + c0 * s->ntaps;
+            const int64_t i0 = s->icg * (b - b0) / (b1 - b0), i1 = s->icg * (b - b0 + 1) / (b1 - b0);
+            const int64_t x_next = xpix[n - 1] + lanes;
+            if (s->in_place) cbn_taps_prefetch_in_place(u, a.x, x_next, x_next + n * lanes, i0, i1);
+            else cbn_taps_prefetch(u, &next, next_from, next_end, i0, i1);
+            a.w = s->w + c0 * s->ntaps + a0 * plane_taps * (block_first(s, b + 1) - block_first(s, b));
             a.y = (float *)u->call->y + y_at;
             a.epi = (cbn_epilogue_args){(const float *)u->call->bias + c0,
                                         u->call->residual ? (const float *)u->call->residual + y_at : NULL,

@@ -72,7 +72,9 @@ static double transposed_cost(const cbn_conv_desc *d, const cbn_conv_context *ct
     /* Weaving takes four cycles a vector; with other strides it goes element by element. */
     const int64_t s = d->stride[2];
     const double out = (double)(d->oc * d->out[0] * d->out[1] * d->out[2]);
-    return products + out * (s == 2 || s == 4 || s == 8 ? 4.0 / k->lanes : 2.0);
+    /* Packed twice: once more for `direct`. */
+    const double pack = ctx->one_shot ? 10.0 * taps * (double)d->oc : 0;
+    return products + out * (s == 2 || s == 4 || s == 8 ? 4.0 / k->lanes : 2.0) + pack;
 }
 
 static void transposed_destroy(void *state) {

@@ -65,7 +65,8 @@ static double upconv_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx) {
     const double filled = CBN_MIN(0.97, (double)(per_panel * k->px_mr) / 12.0) * (double)d->in[2] /
                           (double)(vectors * k->lanes);
     const double out = (double)(d->oc * d->out[0] * d->out[1] * d->out[2]);
-    return cbn_cost_fma(k, cbn_cost_real_fmas(d), filled) + out * 1.5 / k->lanes;
+    const double pack = ctx->one_shot ? 6.0 * (double)(d->ic / d->g * d->oc * d->k[0] * d->k[1] * d->k[2]) : 0;
+    return cbn_cost_fma(k, cbn_cost_real_fmas(d), filled) + out * 1.5 / k->lanes + pack;
 }
 
 static void upconv_destroy(void *state) {

@@ -99,7 +99,9 @@ static double wino_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx, int
     const double in = tiles * pieces * icb * g.h.n * (2.7 * column + 1.4 * g.w.n);
     const double out = tiles * vectors * points * 2.3;
     const double scatter = (double)y / g.lanes / (double)g.groups * lane_cycles(y);
-    const double pack = ctx->one_shot ? points * pieces * (double)(g.z.k * g.icp) * vectors * 50 : 0;
+    /* Sets of weights bring the same taps into lanes each. */
+    const double pack_cycles = ctx->one_shot ? 16 + 3 * (g.sets - 1) : 0;
+    const double pack = points * pieces * (double)(g.z.k * g.icp) * vectors * pack_cycles;
     const double sum = CBN_MAX(multiply, stream) + 0.3 * CBN_MIN(multiply, stream);
     return (double)g.groups * (sum + gather + in + out + scatter + pack);
 }
@@ -132,7 +134,7 @@ static cbn_status wino_prepare(const cbn_conv_desc *d, const cbn_conv_context *c
         wino_destroy(s);
         return cbn_fail_memory(err, "the transformed weights of a convolution", fits ? (size_t)n : SIZE_MAX);
     }
-    cbn_wino_pack(d, s, w);
+    cbn_wino_pack(d, ctx, s, w);
     *state = s;
     return CBN_OK;
 }

@@ -1,128 +1,176 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Weights of a Winograd convolution: transformed in float64, rounded once, packed in the order of their use. */
+/* Weights of a Winograd convolution: transformed in float64, rounded once, packed in the order of their use. Some input
+ * channels of a pair of vectors are brought into lanes, transformed piece by piece into a block that stays in L1, and
+ * copied point by point: the points' places are powers of two apart and would push each other out of the cache. */
+#include <string.h>
+
 #include "ops/conv_winograd_priv.h"
 #include "threads/cbn_parallel.h"
 
-enum { N = CBN_WINO_POINTS, LANES = 16 };
+enum {
+    N = CBN_WINO_POINTS,
+    LANES = 16,
+    CHANNELS = 8,      /* input channels of a block */
+    TAP_FLOATS = 4096, /* room for their taps */
+    GRAIN = 4096       /* weights worth a thread */
+};
 
 typedef struct pack {
     const cbn_conv_desc *d;
+    const cbn_kernels *k;
     const wino_state *s;
     const float *w;
+    int64_t pairs; /* of vectors of a group */
     double gh[N][N], gw[N][N];
 } pack;
 
-/* What one call transforms: a vector of output channels, one input channel, one piece of a plane of the kernel. */
-typedef struct kernel {
-    int64_t group, vector, channel, plane;
-    int qh, qw;
-} kernel;
+/* Input channels first .. first+n-1 of up to two vectors of output channels. */
+typedef struct block {
+    int64_t group, vector, nv;
+    int64_t first, n;
+    float taps[2][TAP_FLOATS] __attribute__((aligned(CBN_CACHE_LINE)));
+    float u[N * N * CHANNELS * 2 * LANES] __attribute__((aligned(CBN_CACHE_LINE)));
+} block;
 
-/* The taps of the piece, zeros where there are none. */
-static void taps_read(const pack *p, const kernel *k, double tap[N][N][LANES]) {
+static int64_t plane_taps(const wino_geometry *g) { return g->h.k * g->w.k; }
+
+/* Whether all taps of a channel are brought into lanes at once; else those of a piece are, one by one. */
+static bool whole_kernels(const wino_geometry *g) {
+    return g->z.k * plane_taps(g) * g->lanes <= TAP_FLOATS;
+}
+
+static int64_t block_channels(const wino_geometry *g) {
+    return whole_kernels(g) ? CBN_MIN(CHANNELS, TAP_FLOATS / (g->z.k * plane_taps(g) * g->lanes)) : CHANNELS;
+}
+
+/* Weights of input channel `channel` and the first output channel of a vector. */
+typedef struct rows {
+    const float *from;
+    int64_t oc_step, ic_step;
+    int nch;
+} rows;
+
+static rows rows_of(const pack *p, const block *b, int64_t v) {
     const wino_geometry *g = &p->s->g;
+    const int64_t taps = g->z.k * plane_taps(g), oc0 = (b->vector + v) / g->sets * g->lanes;
+    rows r = {.oc_step = g->icg * taps, .ic_step = taps, .nch = (int)CBN_MIN(g->ocg - oc0, g->lanes)};
+    if (p->d->transposed) {
+        r.oc_step = taps;
+        r.ic_step = g->ocg * taps;
+    }
+    r.from = p->w + b->group * g->ocg * g->icg * taps + oc0 * r.oc_step + b->first * r.ic_step;
+    return r;
+}
+
+/* b->taps[v][channel][tap][lane] */
+static void taps_read(const pack *p, block *b, int64_t v) {
+    const wino_geometry *g = &p->s->g;
+    const int64_t taps = g->z.k * plane_taps(g);
+    const rows r = rows_of(p, b, v);
+    if (r.ic_step == taps) {
+        p->k->lanes_gather(b->taps[v], r.from, r.oc_step, r.nch, 0, b->n * taps, b->n * taps);
+        return;
+    }
+    for (int64_t i = 0; i < b->n; i++)
+        p->k->lanes_gather(b->taps[v] + i * taps * g->lanes, r.from + i * r.ic_step, r.oc_step, r.nch, 0, taps, taps);
+}
+
+/* Taps of a piece: index into a plane of the kernel, -1 where there is none. */
+static void piece_taps(const wino_geometry *g, int64_t set, int qh, int qw, int32_t *tap) {
     const wino_axis *h = &g->h, *w = &g->w;
-    const int64_t set = k->vector % g->sets, oc0 = k->vector / g->sets * g->lanes;
-    const int64_t nch = CBN_MIN(g->ocg - oc0, g->lanes), plane = h->k * w->k, taps = g->z.k * plane;
-    const int64_t oc_step = p->d->transposed ? taps : g->icg * taps, ic_step = p->d->transposed ? g->ocg * taps : taps;
-    const float *from =
-        p->w + k->group * g->ocg * g->icg * taps + oc0 * oc_step + k->channel * ic_step + k->plane * plane;
-    const int64_t y0 = h->piece[k->qh].k0 + set / w->sets, x0 = w->piece[k->qw].k0 + set % w->sets;
-    for (int a = 0; a < h->piece[k->qh].ntaps; a++) {
-        const int64_t y = y0 + a * h->k_step;
-        for (int b = 0; b < w->piece[k->qw].ntaps; b++) {
-            const int64_t x = x0 + b * w->k_step;
-            const bool there = k->channel < g->icg && y >= 0 && y < h->k && x >= 0 && x < w->k;
-            for (int64_t l = 0; l < g->lanes; l++)
-                tap[a][b][l] = there && l < nch ? from[l * oc_step + y * w->k + x] : 0.0;
+    const int64_t y0 = h->piece[qh].k0 + set / w->sets, x0 = w->piece[qw].k0 + set % w->sets;
+    for (int a = 0; a < h->piece[qh].ntaps; a++) {
+        for (int b = 0; b < w->piece[qw].ntaps; b++, tap++) {
+            const int64_t y = y0 + a * h->k_step, x = x0 + b * w->k_step;
+            *tap = y >= 0 && y < h->k && x >= 0 && x < w->k ? (int32_t)(y * w->k + x) : -1;
         }
     }
 }
 
-/* Sum over n of factor[i]*x[i][l], for `lanes` l, in double. The loop over lanes is short and of known length. */
-CBN_INLINE void combine(int lanes, const double *factor, int n, const double *x, int64_t step, double *out) {
-    double sum[LANES];
-    for (int l = 0; l < lanes; l++) sum[l] = factor[0] * x[l];
-    for (int i = 1; i < n; i++)
-        for (int l = 0; l < lanes; l++) sum[l] += factor[i] * x[i * step + l];
-    for (int l = 0; l < lanes; l++) out[l] = sum[l];
-}
-
-/* out = Gh tap Gw^T */
-CBN_INLINE void transform_lanes(int lanes, const pack *p, const kernel *k, double tap[N][N][LANES],
-                                double out[N][N][LANES]) {
-    const wino_axis *h = &p->s->g.h, *w = &p->s->g.w;
-    const int high = h->piece[k->qh].ntaps, wide = w->piece[k->qw].ntaps;
-    double column[N][LANES];
-    for (int i = 0; i < h->n; i++) {
-        for (int b = 0; b < wide; b++) combine(lanes, p->gh[i], high, tap[0][b], N * LANES, column[b]);
-        for (int j = 0; j < w->n; j++) combine(lanes, p->gw[j], wide, column[0], LANES, out[i][j]);
+/* One piece of vector v into b->u[point][channel][v][lane]. */
+static void piece_transform(const pack *p, block *b, int64_t v, int64_t plane, int qh, int qw) {
+    const wino_geometry *g = &p->s->g;
+    const int64_t taps = g->z.k * plane_taps(g), lanes = g->lanes;
+    int32_t tap[N * N];
+    cbn_wino_weights_args a = {.nh = g->h.n, .nw = g->w.n, .high = g->h.piece[qh].ntaps, .wide = g->w.piece[qw].ntaps,
+                               .gh = p->gh[0], .gw = p->gw[0], .w = b->taps[v], .w_c = taps * lanes, .tap = tap,
+                               .u = b->u + v * lanes, .u_c = b->nv * lanes, .u_xi = CHANNELS * b->nv * lanes, .n = b->n};
+    const int n = a.high * a.wide;
+    piece_taps(g, (b->vector + v) % g->sets, qh, qw, tap);
+    if (whole_kernels(g)) {
+        for (int t = 0; t < n; t++)
+            if (tap[t] >= 0) tap[t] = (int32_t)((plane * plane_taps(g) + tap[t]) * lanes);
+    } else {
+        const rows r = rows_of(p, b, v);
+        a.w_c = n * lanes;
+        for (int t = 0; t < n; t++) {
+            if (tap[t] < 0) continue;
+            const float *from = r.from + plane * plane_taps(g) + tap[t];
+            tap[t] = (int32_t)(t * lanes);
+            for (int64_t i = 0; i < b->n; i++)
+                p->k->lanes_gather(b->taps[v] + i * a.w_c + tap[t], from + i * r.ic_step, r.oc_step, r.nch, 0, 1, 1);
+        }
     }
+    p->k->wino_weights(&a);
 }
 
-static void kernel_transform(const pack *p, const kernel *k, double out[N][N][LANES]) {
-    double tap[N][N][LANES];
-    taps_read(p, k, tap);
-    switch (p->s->g.lanes) {
-    case 4:
-        transform_lanes(4, p, k, tap, out);
-        break;
-    case 8:
-        transform_lanes(8, p, k, tap, out);
-        break;
-    default:
-        transform_lanes(p->s->g.lanes, p, k, tap, out);
-    }
-}
-
-/* Writes the values of vector v of a pair of nv. `to`: the weights of the slice; `at`: its vectors before the pair. */
-static void kernel_store(const wino_geometry *g, const kernel *k, double value[N][N][LANES], int64_t vectors,
-                         int64_t at, int64_t v, int64_t nv, float *to) {
+/* The transformed piece to where it belongs, with zeros for the channels between icg and icp. `to`: the slice; `at`: its
+ * vectors before the pair. */
+static void piece_store(const pack *p, const block *b, int64_t plane, int qh, int qw, int64_t vectors, int64_t at,
+                        int64_t rounded, float *to) {
+    const wino_geometry *g = &p->s->g;
+    const int64_t line = b->nv * g->lanes;
     for (int i = 0; i < g->h.n; i++) {
         for (int j = 0; j < g->w.n; j++) {
             const int64_t high = cbn_wino_rows_at(&g->h, i), wide = cbn_wino_rows_at(&g->w, j);
             const int64_t vector = g->z.k * high * wide * g->icp * g->lanes; /* floats a vector has at this point */
-            if (k->qh < high && k->qw < wide) {
-                const int64_t piece = (k->plane * high + k->qh) * wide + k->qw;
-                float *line = to + at * vector + ((piece * g->icp + k->channel) * nv + v) * g->lanes;
-                for (int l = 0; l < g->lanes; l++) line[l] = (float)value[i][j][l];
+            if (qh < high && qw < wide) {
+                float *out = to + at * vector + (((plane * high + qh) * wide + qw) * g->icp + b->first) * line;
+                const float *from = b->u + (i * g->w.n + j) * CHANNELS * line;
+                memcpy(out, from, (size_t)(b->n * line) * sizeof *out);
+                memset(out + b->n * line, 0, (size_t)((rounded - b->n) * line) * sizeof *out);
             }
             to += vectors * vector;
         }
     }
 }
 
-/* Items are slices of all groups. */
-static void slices_range(void *arg, int64_t begin, int64_t end, int worker) {
+/* Items are pairs of vectors of all groups. */
+static void pairs_range(void *arg, int64_t begin, int64_t end, int worker) {
     const pack *p = arg;
     const wino_state *s = p->s;
     const wino_geometry *g = &s->g;
-    double value[N][N][LANES];
+    const int64_t step = block_channels(g);
+    block b;
     (void)worker;
     for (int64_t item = begin; item < end; item++) {
-        const int64_t slice = item % s->b.slices, first = slice * s->b.slice;
-        const int64_t vectors = CBN_MIN(s->b.slice, g->vectors - first);
-        kernel k = {.group = item / s->b.slices};
-        float *to = s->u + k.group * s->group_floats + slice * s->slice_floats;
-        for (int64_t at = 0; at < vectors; at += 2) {
-            const int64_t nv = CBN_MIN(vectors - at, 2);
-            for (k.channel = 0; k.channel < g->icp; k.channel++)
-                for (k.plane = 0; k.plane < g->z.k; k.plane++)
-                    for (k.qh = 0; k.qh < g->h.npieces; k.qh++)
-                        for (k.qw = 0; k.qw < g->w.npieces; k.qw++)
-                            for (int64_t v = 0; v < nv; v++) {
-                                k.vector = first + at + v;
-                                kernel_transform(p, &k, value);
-                                kernel_store(g, &k, value, vectors, at, v, nv, to);
-                            }
+        b.group = item / p->pairs;
+        b.vector = item % p->pairs * 2;
+        const int64_t slice = b.vector / s->b.slice, at = b.vector % s->b.slice;
+        const int64_t vectors = CBN_MIN(s->b.slice, g->vectors - slice * s->b.slice);
+        b.nv = CBN_MIN(vectors - at, 2);
+        float *to = s->u + b.group * s->group_floats + slice * s->slice_floats;
+        for (b.first = 0; b.first < g->icp; b.first += step) {
+            const int64_t rounded = CBN_MIN(step, g->icp - b.first);
+            b.n = CBN_MAX(CBN_MIN(rounded, g->icg - b.first), 0);
+            if (whole_kernels(g) && b.n > 0)
+                for (int64_t v = 0; v < b.nv; v++) taps_read(p, &b, v);
+            for (int64_t plane = 0; plane < g->z.k; plane++)
+                for (int qh = 0; qh < g->h.npieces; qh++)
+                    for (int qw = 0; qw < g->w.npieces; qw++) {
+                        for (int64_t v = 0; v < b.nv && b.n > 0; v++) piece_transform(p, &b, v, plane, qh, qw);
+                        piece_store(p, &b, plane, qh, qw, vectors, at, rounded, to);
+                    }
         }
     }
 }
 
-void cbn_wino_pack(const cbn_conv_desc *d, const wino_state *s, const float *w) {
-    pack p = {.d = d, .s = s, .w = w};
-    assert(s->g.lanes <= LANES);
-    cbn_wino_g(s->g.h.n, s->g.h.m, p.gh);
-    cbn_wino_g(s->g.w.n, s->g.w.m, p.gw);
-    cbn_parallel_for(s->g.groups * s->b.slices, 1, 0, slices_range, &p);
+void cbn_wino_pack(const cbn_conv_desc *d, const cbn_conv_context *ctx, const wino_state *s, const float *w) {
+    const wino_geometry *g = &s->g;
+    pack p = {.d = d, .k = ctx->kernels, .s = s, .w = w, .pairs = cbn_ceil_div(g->vectors, 2)};
+    assert(g->lanes <= LANES && s->b.slice % 2 == 0);
+    cbn_wino_g(g->h.n, g->h.m, p.gh);
+    cbn_wino_g(g->w.n, g->w.m, p.gw);
+    const int64_t weights = 2 * g->lanes * g->icg * g->z.k * plane_taps(g); /* of a pair, unless it is one of sets */
+    cbn_parallel_for(g->groups * p.pairs, 1 + GRAIN / weights, 0, pairs_range, &p);
 }

@@ -75,7 +75,7 @@ void cbn_wino_blocking_make(const wino_geometry *g, const cbn_conv_context *ctx,
 int64_t cbn_wino_band_tiles(const wino_axis *w, int64_t first, int64_t end, int32_t *col_in, int32_t *col_out);
 
 /* Fills s->u. */
-void cbn_wino_pack(const cbn_conv_desc *d, const wino_state *s, const float *w);
+void cbn_wino_pack(const cbn_conv_desc *d, const cbn_conv_context *ctx, const wino_state *s, const float *w);
 cbn_status cbn_wino_run(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
                         const cbn_conv_call *call, cbn_error *err);
 size_t cbn_wino_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n,

@@ -198,7 +198,7 @@ static void problem_run(const cbn_kernels *k, const problem *p, const cbn_conv_i
     cbn_error err;
     if (!CHECK(cbn_conv_geometry_check(&geo, shape, -1, &err) == CBN_OK)) return;
     if (!CHECK(cbn_conv_desc_make(&geo, 1, ic, p->in, &d, NULL, &err) == CBN_OK)) return;
-    const cbn_conv_context ctx = {k, CBN_PRECISION_FP32};
+    const cbn_conv_context ctx = {.kernels = k, .precision = CBN_PRECISION_FP32};
     const char *why_not = NULL;
     if (!impl->supports(&d, &ctx, &why_not)) {
         CHECK(why_not != NULL);

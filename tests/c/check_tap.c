@@ -32,8 +32,17 @@ static void tap_case(const cbn_kernels *k, int mr, int64_t nv, int64_t ntaps, in
     check_sentinel_fill(y, (size_t)ny);
     if (residual) check_fill_int(residual, (size_t)ny, -3, 3);
     const float lo = check_range(0, 1) ? -INFINITY : -9.0f, hi = check_range(0, 1) ? INFINITY : 11.0f;
-    const cbn_conv_tap_args a = {.x = x, .xpix = xpix, .tap = taps, .ntaps = ntaps, .w = w, .y = y, .ypix = ypix,
-                                 .y_oc = y_oc, .nv = nv, .lanes = lanes, .epi = {bias, residual, lo, hi}};
+    /* One run of all taps, or runs that end with the last tap and leave out some between them. */
+    const int64_t more = check_range(0, 3), skip = more > 0 ? check_range(0, 2) : 0;
+    const int64_t per_run = (ntaps - more * skip) / (more + 1);
+    const bool runs = more > 0 && per_run > 0 && per_run * (more + 1) + more * skip == ntaps;
+    cbn_conv_tap_args a = {.x = x, .xpix = xpix, .tap = taps, .ntaps = ntaps, .w = w, .y = y, .ypix = ypix,
+                           .y_oc = y_oc, .nv = nv, .lanes = lanes, .epi = {bias, residual, lo, hi}};
+    if (runs) {
+        a.ntaps = per_run;
+        a.more_runs = more;
+        a.skip = skip;
+    }
     k->conv_tap(mr, &a);
     for (int64_t i = 0; i < ny; i++) {
         const int64_t c = i / y_oc, v = i % y_oc / lanes, l = i % y_oc % lanes;
@@ -42,7 +51,10 @@ static void tap_case(const cbn_kernels *k, int mr, int64_t nv, int64_t ntaps, in
             continue;
         }
         float want = bias[c] + (residual ? residual[i] : 0.0f);
-        for (int64_t t = 0; t < ntaps; t++) want += w[t * mr + c] * x[xpix[v] + taps[t] + l];
+        for (int64_t t = 0; t < ntaps; t++) {
+            if (runs && t % (per_run + skip) >= per_run) continue;
+            want += w[t * mr + c] * x[xpix[v] + taps[t] + l];
+        }
         want = want < lo ? lo : want > hi ? hi : want;
         if (!CHECK_MSG(y[i] == want, "%s mr=%d nv=%d lanes=%d [%d][%d][%d]: %g, want %g", k->isa, mr, (int)nv,
                        (int)lanes, (int)c, (int)v, (int)l, (double)y[i], (double)want))

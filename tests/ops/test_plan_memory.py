@@ -265,7 +265,8 @@ def test_memory_of_a_dead_result_is_used_again() -> None:
     assert z.ctypes.data != at, "the view still needs it"
     del view, z
     assert live() == before
-    assert plan(x).ctypes.data == plan(x).ctypes.data
+    at = plan(x).ctypes.data  # not within the assert, which would keep the array alive
+    assert plan(x).ctypes.data == at
 
 
 def test_results_alive_at_the_same_time_are_different_memory() -> None:
