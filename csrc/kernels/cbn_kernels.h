@@ -62,6 +62,8 @@ typedef struct cbn_conv_px_args {
     int32_t np;
     const float *prefetch;    /* NULL, or a place to touch one line of every prefetch_step elements, one a k step */
     int64_t prefetch_step;
+    int32_t panels;  /* 0, or so many tiles of np pixels (whole vectors) side by side in y, their x x_panel apart */
+    int64_t x_panel; /* their copies are ic*np apart */
     cbn_epilogue_args epi;
 } cbn_conv_px_args;
 

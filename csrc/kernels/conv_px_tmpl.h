@@ -11,9 +11,12 @@ typedef enum { PX_QUIET, PX_DENSE, PX_SPARSE } CBN_FN(px_fetch);
 
 /* What changes from block to block. */
 typedef struct CBN_FN(px_block) {
-    const float *w, *bias, *residual;
-    float *y;
+    const float *x, *w, *bias, *residual;
+    float *y, *copy;
 } CBN_FN(px_block);
+
+/* Channels from which on a line asked for in every one is a burst that has to be waited for. */
+#define PX_MANY_ 192
 
 /* Sums of `valid` channels, the last vector holding `last` pixels, to y. The caller makes as much of it constant as it
  * can: a branch for each vector costs as much as the rest. */
@@ -42,8 +45,8 @@ CBN_INLINE void CBN_FN(px_tile)(const int mr, const int nv, const CBN_FN(px_kind
                                 const int64_t pf_mask, const cbn_conv_px_args *a) {
     vf acc[TILE_PX_MR * TILE_PX_NV];
     CBN_UNROLL for (int i = 0; i < mr * nv; i++) acc[i] = vf_zero();
-    const float *x = a->x, *w = b->w;
-    float *copy = a->copy;
+    const float *x = b->x, *w = b->w;
+    float *copy = b->copy;
     const int64_t x_ic = a->x_ic, pf_step = a->prefetch_step;
     for (int64_t k = a->ic; k > 0; k--) {
         vf xv[TILE_PX_NV];
@@ -72,18 +75,36 @@ CBN_INLINE void CBN_FN(px_tile)(const int mr, const int nv, const CBN_FN(px_kind
         CBN_FN(px_store)(mr, nv, VF_LANES, mr, acc, NULL, b, a);
 }
 
+/* One block of channels over panels side by side. While they are copied it asks for the next one's lines. */
+CBN_INLINE void CBN_FN(px_row)(const int mr, const int nv, const CBN_FN(px_kind) kind, const int64_t valid,
+                               const CBN_FN(px_block) *of, const cbn_conv_px_args *a) {
+    CBN_FN(px_block) b = *of;
+    for (int p = a->panels; p > 0; p--) {
+        if (kind == PX_COPY && a->ic < PX_MANY_)
+            CBN_FN(px_tile)(mr, nv, kind, PX_DENSE, VF_LANES, valid, &b, b.x + a->x_panel, 0, a);
+        else
+            CBN_FN(px_tile)(mr, nv, kind, PX_QUIET, VF_LANES, valid, &b, NULL, 0, a);
+        b.x += a->x_panel;
+        b.y += nv * VF_LANES;
+        if (b.residual) b.residual += nv * VF_LANES;
+        if (kind == PX_COPY) b.copy += a->ic * nv * VF_LANES;
+    }
+}
+
 /* All blocks: the loop is in here because leaving and entering a function costs as much as some twenty channels. Lines
  * to be asked for are spread over the blocks when they are many: a burst of them would have to be waited for. */
 CBN_INLINE void CBN_FN(px_blocks)(const int mr, const int nv, const CBN_FN(px_kind) kind, const cbn_conv_px_args *a) {
-    enum { MANY = 192, SPARSEST = 15 };
+    enum { SPARSEST = 15 };
     const int64_t last = a->np - (nv - 1) * VF_LANES;
-    CBN_FN(px_block) b = {a->w, a->epi.bias, a->epi.residual, a->y};
+    CBN_FN(px_block) b = {a->x, a->w, a->epi.bias, a->epi.residual, a->y, a->copy};
     const float *pf = a->prefetch;
     int64_t pf_left = pf && kind != PX_COPY ? a->ic : 0, mask = 0;
-    if (a->ic >= MANY)
+    if (a->ic >= PX_MANY_)
         while (mask < SPARSEST && 2 * (mask + 1) * mr <= a->oc_valid) mask = 2 * mask + 1;
     for (int64_t left = a->oc_valid; left > 0; left -= mr) {
-        if (kind == PX_COPY || pf_left <= 0)
+        if (kind != PX_PART && a->panels > 0)
+            CBN_FN(px_row)(mr, nv, kind, left, &b, a);
+        else if (kind == PX_COPY || pf_left <= 0)
             CBN_FN(px_tile)(mr, nv, kind, PX_QUIET, last, left, &b, NULL, 0, a);
         else if (mask == 0)
             CBN_FN(px_tile)(mr, nv, kind, PX_DENSE, last, left, &b, pf, 0, a);
@@ -134,6 +155,7 @@ static void CBN_FN(conv_px)(const cbn_conv_px_args *a) {
     const int mr = a->mr ? a->mr : TILE_PX_MR;
     assert(LEAST <= mr && mr <= TILE_PX_MR && 1 <= a->oc_valid);
     assert(1 <= a->np && a->np <= TILE_PX_NV * VF_LANES && a->ic >= 0);
+    assert(a->panels == 0 || a->np % VF_LANES == 0);
     const int vectors = (int)cbn_ceil_div(a->np, VF_LANES);
     cbn_conv_px_args rest = *a;
     if (a->copy) {
@@ -144,6 +166,7 @@ static void CBN_FN(conv_px)(const cbn_conv_px_args *a) {
         if (rest.oc_valid == 0) return;
         rest.x = a->copy;
         rest.x_ic = vectors * VF_LANES;
+        rest.x_panel = vectors * VF_LANES * a->ic;
         rest.x_padded = true;
         rest.w += mr * a->ic;
         rest.y += mr * a->y_oc;

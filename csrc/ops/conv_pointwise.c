@@ -2,13 +2,14 @@
 /* 1x1 convolution: a matrix product whose pixels lie in vector lanes (kernel conv_px).
  *
  * The plane is cut into panels of px_nv vectors, and panels into super-panels whose input stays in the L2 cache while
- * all blocks of up to px_mr output channels pass over it, a batch of blocks at a time: a batch's weights stay in L2 as
- * well, and one call of the kernel takes it over one panel.
+ * all blocks of up to px_mr output channels pass over it, a batch of blocks at a time. One call of the kernel takes a
+ * batch over a super-panel, a block after the other: y is written in long rows then. (Of a strided one: over a
+ * panel.)
  *
  * With more than one block the kernel copies a panel as its first block reads it, so that it is one piece of memory
  * for the others: in the image every channel is another page, and rows rarely start at a multiple of a vector. The
- * panels of a strided convolution are gathered beforehand. Meanwhile the kernel asks for the lines of the next
- * super-panel: the hardware does not foresee a walk over channels. */
+ * panels of a strided convolution are gathered beforehand. Meanwhile the kernel asks for the lines that come next
+ * (of the panel after it, or the super-panel): the hardware does not foresee a walk over channels. */
 #include <stdio.h>
 #include <string.h>
 #include "base/cbn_alloc.h"
@@ -21,7 +22,9 @@
 enum {
     /* Input of a super-panel: more than this falls out of L2 (measured: 1024 channels, 14x14, 5 %
      * slower at 800 KB). */
-    SUPER_BYTES = 200 * 1024,
+    SUPER_BYTES = 400 * 1024,
+    SUPER_BYTES_STRIDED = 200 * 1024,
+    LEAST_ITEMS = 4, /* for a plane, so that threads get even shares */
     BATCH_BYTES = 128 * 1024, /* weights of a batch of blocks: they stay in L2 while the panels pass */
     PACK_BLOCKS = 2,           /* blocks that share a copy */
     GATHER_BLOCKS = 8,         /* blocks it takes to earn back the gathering of a strided one */
@@ -124,6 +127,7 @@ static cbn_status pointwise_prepare(const cbn_conv_desc *d, const cbn_conv_conte
     s->plane = d->out[0] * d->out[1] * d->out[2];
     s->x_plane = d->in[0] * d->in[1] * d->in[2];
     s->strided = d->stride[0] * d->stride[1] * d->stride[2] != 1;
+    const int64_t super_bytes = s->strided ? SUPER_BYTES_STRIDED : SUPER_BYTES;
     s->pack = s->strided || s->blocks >= PACK_BLOCKS;
     assert(ctx->kernels->px_nv * ctx->kernels->lanes <= MAX_PANEL);
     const int64_t lanes = ctx->kernels->lanes, nv = ctx->kernels->px_nv;
@@ -131,8 +135,8 @@ static cbn_status pointwise_prepare(const cbn_conv_desc *d, const cbn_conv_conte
     s->panels = cbn_ceil_div(s->vectors, nv);
     s->even = s->vectors / s->panels;
     s->larger = s->vectors % s->panels;
-    const int64_t fit = CBN_MAX(SUPER_BYTES / (s->icg * nv * lanes * (int64_t)sizeof(float)), 1);
-    s->supers = cbn_ceil_div(s->panels, fit);
+    const int64_t fit = CBN_MAX(super_bytes / (s->icg * nv * lanes * (int64_t)sizeof(float)), 1);
+    s->supers = CBN_MAX(cbn_ceil_div(s->panels, fit), CBN_MIN(s->panels, cbn_ceil_div(LEAST_ITEMS, s->batches)));
     s->super = cbn_ceil_div(s->panels, s->supers) * nv * lanes;
     int64_t n;
     const bool fits = cbn_mul_ok(d->g * group_width(s), s->icg, &n) && cbn_mul_ok(n, sizeof(float), &n);
@@ -239,6 +243,15 @@ static const float *super_prefetch(super_panel *t) {
     return t->next_x + t->lines[t->line++];
 }
 
+/* How many panels from i on the kernel takes at once: full ones of the same width. */
+static int64_t panels_side(const pointwise_run *u, int64_t i, int64_t end) {
+    const panel p = panel_get(u, i);
+    int64_t n = 1;
+    if (u->s->strided || p.n % u->k->lanes != 0) return 1;
+    while (i + n < end && panel_get(u, i + n).n == p.n) n++;
+    return n;
+}
+
 /* Blocks [b0, b1) of one width over the super-panel. packed: NULL or where its copy is; `copy`: is made now. */
 static void blocks_run(const pointwise_run *u, int64_t image, int64_t g, super_panel *t, int64_t b0, int64_t b1,
                        float *packed, bool copy) {
@@ -250,8 +263,10 @@ static void blocks_run(const pointwise_run *u, int64_t image, int64_t g, super_p
     a.w = s->w + (g * group_width(s) + width_before(s, b0)) * s->icg;
     a.oc_valid = (int32_t)(block_channel(s, b1) - c0);
     a.epi = (cbn_epilogue_args){(const float *)u->call->bias + oc0, NULL, u->call->lo, u->call->hi};
-    for (int64_t i = t->i0; i < t->i1; i++) {
+    int64_t side = 0;
+    for (int64_t i = t->i0; i < t->i1; i += side) {
         const panel p = panel_get(u, i);
+        side = panels_side(u, i, t->i1);
         const int64_t at = (image * u->d->oc + oc0) * s->plane + p.p0;
         if (copy && s->strided) panel_pack(u, &p, t->x, packed);
         const bool from_image = !packed || (copy && !s->strided);
@@ -262,9 +277,11 @@ static void blocks_run(const pointwise_run *u, int64_t image, int64_t g, super_p
         a.copy = copy && !s->strided ? packed : NULL;
         a.y = (float *)u->call->y + at;
         a.epi.residual = residual ? residual + at : NULL;
-        a.prefetch = super_prefetch(t);
+        a.prefetch = s->strided ? super_prefetch(t) : NULL;
+        a.panels = side > 1 ? (int32_t)side : 0;
+        a.x_panel = from_image ? p.pitch : p.pitch * s->icg;
         u->k->conv_px(&a);
-        if (packed) packed += p.pitch * s->icg;
+        if (packed) packed += side * p.pitch * s->icg;
     }
 }
 
