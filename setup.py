@@ -28,7 +28,7 @@ ISAS = [
     ("amx", ("x86_64",), ["-mamx-tile", "-mamx-bf16", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]),
     ("avx2", ("x86_64",), ["-mavx2", "-mfma", "-mf16c"]),
     ("neon", ("aarch64",), []),
-    ("scalar", None, []),
+    ("scalar", None, ["-Os"]),  # the fallback: its size matters, its speed hardly
 ]  # fmt: skip
 LAYERS = ["base", "cpu", "threads", "kernels", "ops", "graph", "python"]
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wvla"]
