@@ -314,9 +314,17 @@ def test_explain_without_a_shape_uses_the_constructors() -> None:
 
 
 def test_the_right_kernel_is_chosen(rng: np.random.Generator) -> None:
-    for name, algorithm in (("pointwise", "pointwise"), ("depthwise", "depthwise"), ("conv2d", "direct")):
+    for name, algorithm in (("pointwise", "pointwise"), ("depthwise", "depthwise")):
         plan, x, _ = make(name, rng)
         assert plan.explain(x.shape)["algorithm"] == algorithm
+
+    def chosen(shape: tuple[int, ...], weight: tuple[int, ...], **options: Any) -> str:
+        return pyconvbn.Plan(np.zeros(weight, np.float32), **options).explain(shape)["algorithm"]
+
+    assert chosen((1, 64, 56, 56), (64, 64, 3, 3), padding=1).startswith("winograd")
+    assert chosen((1, 2048, 7, 7), (512, 2048, 1, 1)) == "direct"
+    assert chosen((1, 128), (1000, 128)) == "linear"
+    assert chosen((1, 64, 9, 9), (64, 64, 3, 3), precision="strict") != "winograd_4x4"
 
 
 @pytest.mark.parametrize("isa", _testing.isas())
