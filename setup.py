@@ -2,7 +2,7 @@
 """Builds pyconvbn._core. Everything static is in pyproject.toml.
 
 Environment: PYCONVBN_STRICT_ISA=1 (an instruction set the compiler cannot build is an error, not a message),
-PYCONVBN_WERROR=1, PYCONVBN_SANITIZE=address,undefined, PYCONVBN_JOBS=n.
+PYCONVBN_WERROR=1, PYCONVBN_SANITIZE=address,undefined, PYCONVBN_JOBS=n, PYCONVBN_SKIP_ISA=avx512,amx (left out of the build).
 """
 
 import os
@@ -67,13 +67,16 @@ class IsaBuildExt(build_ext):
     def build_extension(self, ext: Extension) -> None:
         # Flags may come from the environment: objects of other flags are as stale as those of older sources.
         stamp = Path(self.build_temp) / "pyconvbn-flags"
-        wanted = repr([self.compiler.compiler_so, ext.extra_compile_args, ext.extra_link_args, ISAS])
+        wanted = repr([self.compiler.compiler_so, ext.extra_compile_args, ext.extra_link_args, ISAS,
+                       os.environ.get("PYCONVBN_SKIP_ISA")])
         fresh = stamp.is_file() and stamp.read_text() == wanted
         if fresh and not self.force and not newer_group(ext.depends, self.get_ext_fullpath(ext.name), "newer"):
             return
         jobs = [(source, []) for source in ext.sources]
         for isa, machines, flags in ISAS:
             if machines and platform.machine() not in machines:
+                continue
+            if isa in os.environ.get("PYCONVBN_SKIP_ISA", "").split(","):
                 continue
             if not self.understands(flags):
                 message = f"pyconvbn: this compiler cannot build for {isa} ({' '.join(flags)})"
