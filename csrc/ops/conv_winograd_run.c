@@ -118,12 +118,20 @@ static int64_t scratch_floats(const run *u, int threads) {
     return blocks * u->block_floats + threads * u->worker_floats;
 }
 
-/* Blocks get fewer bands where the threads' scratch would exceed what a layer may take. */
-static void run_layout(run *u, int64_t n, int threads) {
-    int64_t block_bands = CBN_MAX(u->b->tiles / u->b->strip_tiles, 1);
-    layout_make(u, n, threads, block_bands);
-    while (block_bands > 1 && scratch_floats(u, threads) * (int64_t)sizeof(float) > cbn_wino_allowed(u->g))
-        layout_make(u, n, threads, block_bands = CBN_MAX(CBN_MIN(block_bands, u->bands) / 2, 1));
+static bool scratch_fits(const run *u, int threads) {
+    return scratch_floats(u, threads) * (int64_t)sizeof(float) <= cbn_wino_allowed(u->g);
+}
+
+/* Blocks get fewer bands where the threads' scratch would exceed what a layer may take, and where one band is too much, too,
+ * there are fewer threads (one fits: `supports` asked). Returns how many. */
+static int run_layout(run *u, int64_t n, int threads) {
+    for (;; threads--) {
+        int64_t block_bands = CBN_MAX(u->b->tiles / u->b->strip_tiles, 1);
+        layout_make(u, n, threads, block_bands);
+        while (block_bands > 1 && !scratch_fits(u, threads))
+            layout_make(u, n, threads, block_bands = CBN_MAX(CBN_MIN(block_bands, u->bands) / 2, 1));
+        if (threads == 1 || scratch_fits(u, threads)) return threads;
+    }
 }
 
 static float *worker_scratch(const run *u, int worker) { return u->workers_scratch + worker * u->worker_floats; }
@@ -390,8 +398,8 @@ static void blocks_together(run *u, int threads) {
 
 bool cbn_wino_fits(const wino_geometry *g, const wino_blocking *b) {
     run u = {.g = g, .b = b};
-    run_layout(&u, 1, 1);
-    return scratch_floats(&u, 1) * (int64_t)sizeof(float) <= cbn_wino_allowed(g);
+    (void)run_layout(&u, 1, 1);
+    return scratch_fits(&u, 1);
 }
 
 size_t cbn_wino_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n,
@@ -400,8 +408,8 @@ size_t cbn_wino_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, c
     run u = {.g = &s->g, .b = &s->b, .s = s, .k = ctx->kernels};
     (void)d;
     if (n == 0) return 0;
-    run_layout(&u, n, CBN_MAX(threads, 1));
-    return (size_t)scratch_floats(&u, CBN_MAX(threads, 1)) * sizeof(float);
+    threads = run_layout(&u, n, CBN_MAX(threads, 1));
+    return (size_t)scratch_floats(&u, threads) * sizeof(float);
 }
 
 cbn_status cbn_wino_run(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
@@ -410,8 +418,7 @@ cbn_status cbn_wino_run(const cbn_conv_desc *d, const cbn_conv_context *ctx, con
     run u = {.g = &s->g, .b = &s->b, .s = s, .k = ctx->kernels, .call = call};
     (void)d;
     if (call->n == 0) return CBN_OK;
-    const int threads = call->max_threads > 0 ? call->max_threads : cbn_threads_get(NULL);
-    run_layout(&u, call->n, threads);
+    const int threads = run_layout(&u, call->n, call->max_threads > 0 ? call->max_threads : cbn_threads_get(NULL));
     const size_t bytes = (size_t)scratch_floats(&u, threads) * sizeof(float);
     float *scratch = cbn_scratch_get(bytes);
     if (!scratch) return cbn_fail_memory(err, "scratch of a convolution", bytes);
