@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
 from networks import Network, Step
 from numpy.typing import NDArray
 
@@ -197,16 +198,7 @@ class Ours:
         return {number: str(plan.explain(self.shapes[number])["algorithm"]) for number, plan in self.plans.items()}
 
 
-class OnnxRuntime:
-    key, title = "ort", "ONNX Runtime"
-
-    def __init__(self, threads: int) -> None:
-        import onnx
-        import onnxruntime
-
-        self.onnx, self.ort, self.threads = onnx, onnxruntime, threads
-        self.versions = {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
-
+class OnnxRuntime(peers.OnnxRuntime):
     def model(self, net: Network) -> bytes:
         helper, f32 = self.onnx.helper, self.onnx.TensorProto.FLOAT
         nodes, weights = [], []
@@ -253,22 +245,9 @@ class OnnxRuntime:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         return model.SerializeToString()
 
-    def _session(self, model: bytes, profiling: bool) -> Any:
-        ort = self.ort
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3
-        if profiling:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(tempfile.mkdtemp()) / "ort")
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
     def prepare(self, net: Network, x: NDArray[np.float32]) -> Call:
         self.bytes, self.x = self.model(net), x
-        session = self._session(self.bytes, False)
+        session = self.session(self.bytes)
         binding = session.io_binding()
         y = self.ort.OrtValue.ortvalue_from_numpy(np.empty(net.steps[-1].shape, np.float32))
         binding.bind_ortvalue_input("v0", self.ort.OrtValue.ortvalue_from_numpy(x))
@@ -277,7 +256,7 @@ class OnnxRuntime:
 
     def profile(self) -> dict[int, float]:
         """Microseconds of every step as ONNX Runtime's own profile has them; reorders belong to no step."""
-        session = self._session(self.bytes, True)
+        session = self.session(self.bytes, str(Path(tempfile.mkdtemp()) / "ort"))
         runs = 6
         for _ in range(runs):
             session.run(None, {"v0": self.x})
@@ -301,20 +280,7 @@ def _summed(samples: dict[tuple[int, str], list[float]]) -> dict[int, float]:
     return steps
 
 
-class OpenVino:
-    key, title = "ov", "OpenVINO"
-
-    def __init__(self, threads: int) -> None:
-        import openvino
-
-        self.ov, self.core = openvino, openvino.Core()
-        self.config = {
-            "INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY",
-            "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": str(threads), "ENABLE_CPU_PINNING": "NO",
-        }
-        self.versions = {"openvino": openvino.__version__}
-
+class OpenVino(peers.OpenVino):
     def model(self, net: Network) -> Any:
         from openvino import opset13 as op
 
@@ -360,19 +326,12 @@ class OpenVino:
 
     def prepare(self, net: Network, x: NDArray[np.float32]) -> Call:
         self.graph, self.x = self.model(net), x
-        compiled = self.core.compile_model(self.graph, "CPU", self.config)
-        precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        if precision != "f32":
-            raise RuntimeError(f"OpenVINO runs {precision}, asked for f32")
-        request = compiled.create_infer_request()
-        request.set_input_tensor(self.ov.Tensor(x, shared_memory=True))
+        request = self.request(self.graph, x)
         return lambda: request.infer(share_outputs=True), lambda _: request.get_output_tensor().data.copy()
 
     def profile(self) -> dict[int, float]:
         """Microseconds of every step as OpenVINO's own counters have them; reorders belong to no step."""
-        compiled = self.core.compile_model(self.graph, "CPU", {**self.config, "PERF_COUNT": "YES"})
-        request = compiled.create_infer_request()
-        request.set_input_tensor(self.ov.Tensor(self.x, shared_memory=True))
+        request = self.request(self.graph, self.x, PERF_COUNT="YES")
         samples: dict[tuple[int, str], list[float]] = {}
         for _ in range(6):
             request.infer(share_outputs=True)
@@ -387,12 +346,12 @@ def load_peers(names: str, threads: int) -> tuple[list[Any], dict[str, str]]:
     """The peers that can be had, and for the others why not. ValueError for an unknown name."""
     known = {peer.key: peer for peer in (OnnxRuntime, OpenVino)}
     wanted = list(known) if names == "all" else [] if names == "none" else names.split(",")
-    peers, missing = [], {}
+    found, missing = [], {}
     for name in wanted:
         if name not in known:
             raise ValueError(f"unknown peer {name!r}, have {', '.join(known)}")
         try:
-            peers.append(known[name](threads))
+            found.append(known[name](threads))
         except ImportError as error:
             missing[name] = str(error)
-    return peers, missing
+    return found, missing

@@ -174,7 +174,8 @@ class OnnxRuntime:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         return model.SerializeToString()
 
-    def prepare(self, problem: Problem, reuse_out: bool) -> Prepared:
+    def session(self, model: bytes, profile_prefix: str | None = None) -> Any:
+        """With a prefix it writes a profile to a file whose name begins so."""
         ort = self.ort
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
@@ -182,7 +183,13 @@ class OnnxRuntime:
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
-        session = ort.InferenceSession(self.model(problem), options, providers=["CPUExecutionProvider"])
+        if profile_prefix is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile_prefix
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def prepare(self, problem: Problem, reuse_out: bool) -> Prepared:
+        ort, session = self.ort, self.session(self.model(problem))
         if not reuse_out:
             feed = {"x": problem.x}
             return lambda: session.run(None, feed), lambda result: result[0]
@@ -232,13 +239,18 @@ class OpenVino:
         y = op.add(y, op.constant(problem.folded_bias.reshape(bias_shape)))
         return self.ov.Model([op.result(y)], [x], "layer")
 
-    def prepare(self, problem: Problem, reuse_out: bool) -> Prepared:
-        compiled = self.core.compile_model(self.model(problem), "CPU", self.config)
+    def request(self, model: Any, x: Floats, **config: str) -> Any:
+        """An inference request on x; RuntimeError when OpenVINO would lower the precision."""
+        compiled = self.core.compile_model(model, "CPU", {**self.config, **config})
         precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if precision != "f32":
             raise RuntimeError(f"OpenVINO runs {precision}, asked for f32")
         request = compiled.create_infer_request()
-        request.set_input_tensor(self.ov.Tensor(problem.x, shared_memory=True))
+        request.set_input_tensor(self.ov.Tensor(x, shared_memory=True))
+        return request
+
+    def prepare(self, problem: Problem, reuse_out: bool) -> Prepared:
+        request = self.request(self.model(problem), problem.x)
         # The request owns its output, so reuse_out makes no difference; without share_outputs it would be copied.
         infer = request.infer
         return lambda: infer(share_outputs=True), lambda _: request.get_output_tensor().data.copy()
