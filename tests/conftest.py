@@ -34,6 +34,13 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    import pyconvbn._core as core
+
+    if item.get_closest_marker("vector_isa") and core.cpu_info()["isa_active"] == "scalar":
+        pytest.skip("the active instruction set is scalar: other algorithms win there")
+
+
 def _seed_of(node_id: str) -> int:
     """A seed of the test's own that does not change from run to run."""
     value = 0

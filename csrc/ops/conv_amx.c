@@ -331,11 +331,6 @@ static cbn_status amx_go(const cbn_conv_desc *d, const cbn_conv_context *ctx, co
     return CBN_OK;
 }
 
-static size_t amx_state_bytes(const void *state) {
-    const amx_state *s = state;
-    return sizeof *s + s->w_bytes + (size_t)s->ntaps * sizeof *s->taps;
-}
-
 static void amx_describe(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, char *buf, size_t size) {
     const amx_state *s = state;
     (void)d;
@@ -350,7 +345,6 @@ const cbn_conv_impl cbn_conv_amx = {
     .prepare = amx_prepare,
     .run = amx_go,
     .destroy = amx_destroy,
-    .state_bytes = amx_state_bytes,
     .workspace_bytes = amx_workspace,
     .describe = amx_describe,
     .fused_epilogue = true,

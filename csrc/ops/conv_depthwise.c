@@ -169,11 +169,6 @@ static double depthwise_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx
 
 static void depthwise_destroy(void *state) { cbn_free(state); }
 
-static size_t depthwise_state_bytes(const void *state) {
-    (void)state;
-    return sizeof(depthwise_state);
-}
-
 static size_t depthwise_workspace_bytes(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
                                         int64_t n, int threads) {
     (void)d;
@@ -198,7 +193,6 @@ const cbn_conv_impl cbn_conv_depthwise = {
     .prepare = depthwise_prepare,
     .run = depthwise_run,
     .destroy = depthwise_destroy,
-    .state_bytes = depthwise_state_bytes,
     .workspace_bytes = depthwise_workspace_bytes,
     .describe = depthwise_describe,
     .fused_epilogue = true,

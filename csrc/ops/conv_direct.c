@@ -428,11 +428,6 @@ static cbn_status direct_go(const cbn_conv_desc *d, const cbn_conv_context *ctx,
     return CBN_OK;
 }
 
-static size_t direct_state_bytes(const void *state) {
-    const direct_state *s = state;
-    return sizeof *s + s->w_bytes + (size_t)(s->nregions + 1) * sizeof *s->regions;
-}
-
 static void direct_describe(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
                             char *buf, size_t size) {
     const direct_state *s = state;
@@ -449,7 +444,6 @@ const cbn_conv_impl cbn_conv_direct = {
     .prepare = direct_prepare,
     .run = direct_go,
     .destroy = direct_destroy,
-    .state_bytes = direct_state_bytes,
     .workspace_bytes = direct_workspace,
     .describe = direct_describe,
     .fused_epilogue = true,

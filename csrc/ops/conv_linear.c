@@ -149,10 +149,6 @@ static cbn_status linear_go(const cbn_conv_desc *d, const cbn_conv_context *ctx,
     return CBN_OK;
 }
 
-static size_t linear_state_bytes(const void *state) {
-    return sizeof(linear_state) + ((const linear_state *)state)->w_bytes;
-}
-
 static size_t linear_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n,
                                int threads) {
     (void)d;
@@ -177,7 +173,6 @@ const cbn_conv_impl cbn_conv_linear = {
     .prepare = linear_prepare,
     .run = linear_go,
     .destroy = linear_destroy,
-    .state_bytes = linear_state_bytes,
     .workspace_bytes = linear_workspace,
     .describe = linear_describe,
     .fused_epilogue = true,

@@ -47,7 +47,6 @@ typedef struct cbn_conv_impl {
     cbn_status (*run)(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
                       const cbn_conv_call *call, cbn_error *err);
     void (*destroy)(void *state); /* NULL is fine */
-    size_t (*state_bytes)(const void *state);
     /* Scratch of one run with this many threads. */
     size_t (*workspace_bytes)(const cbn_conv_desc *d, const cbn_conv_context *ctx,
                               const void *state, int64_t n, int threads);

@@ -337,10 +337,6 @@ static cbn_status pointwise_go(const cbn_conv_desc *d, const cbn_conv_context *c
     return CBN_OK;
 }
 
-static size_t pointwise_state_bytes(const void *state) {
-    return sizeof(pointwise_state) + ((const pointwise_state *)state)->w_bytes;
-}
-
 static size_t pointwise_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx,
                                   const void *state, int64_t n, int threads) {
     (void)d;
@@ -365,7 +361,6 @@ const cbn_conv_impl cbn_conv_pointwise = {
     .prepare = pointwise_prepare,
     .run = pointwise_go,
     .destroy = pointwise_destroy,
-    .state_bytes = pointwise_state_bytes,
     .workspace_bytes = pointwise_workspace,
     .describe = pointwise_describe,
     .fused_epilogue = true,

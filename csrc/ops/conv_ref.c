@@ -37,7 +37,6 @@ typedef struct ref_state {
     cbn_axis_plan axes[2];
     ref_taps *depth, *height; /* [od], [oh] */
     ref_span *spans;          /* [kw] */
-    size_t bytes;
 } ref_state;
 
 typedef struct ref_row {
@@ -133,11 +132,10 @@ static cbn_status ref_prepare(const cbn_conv_desc *d, const cbn_conv_context *ct
                      .points = true};
     for (int a = 0; a < CBN_MAX_SPATIAL; ++a)
         s->points &= d->in[a] == 1 && d->out[a] == 1 && d->k[a] == 1 && d->pad_lo[a] == 0;
-    s->bytes = sizeof *s + (size_t)rows * sizeof(ref_taps) + (size_t)s->kw * sizeof(ref_span);
     s->depth = cbn_alloc_array((size_t)rows, sizeof(ref_taps));
     s->spans = cbn_alloc_array((size_t)s->kw, sizeof(ref_span));
     if (!s->depth || !s->spans) {
-        const size_t bytes = s->bytes;
+        const size_t bytes = (size_t)rows * sizeof(ref_taps) + (size_t)s->kw * sizeof(ref_span);
         ref_destroy(s);
         return cbn_fail_memory(err, "conv_ref", bytes);
     }
@@ -149,8 +147,6 @@ static cbn_status ref_prepare(const cbn_conv_desc *d, const cbn_conv_context *ct
             return status;
         }
         fill_taps(&s->axes[a], a == 0 ? s->depth : s->height);
-        s->bytes += (size_t)s->axes[a].nclasses * sizeof(cbn_axis_class) +
-                    (size_t)d->k[a] * 2 * sizeof(int64_t);
     }
     for (int64_t t = 0; t < s->kw; ++t) s->spans[t] = make_span(d, t);
     *state = s;
@@ -174,8 +170,6 @@ static cbn_status ref_run(const cbn_conv_desc *d, const cbn_conv_context *ctx, c
                      ranges[d->dtype == CBN_F64][s->points], &job);
     return CBN_OK;
 }
-
-static size_t ref_state_bytes(const void *state) { return ((const ref_state *)state)->bytes; }
 
 static size_t ref_workspace_bytes(const cbn_conv_desc *d, const cbn_conv_context *ctx,
                                   const void *state, int64_t n, int threads) {
@@ -201,7 +195,6 @@ const cbn_conv_impl cbn_conv_ref = {
     .prepare = ref_prepare,
     .run = ref_run,
     .destroy = ref_destroy,
-    .state_bytes = ref_state_bytes,
     .workspace_bytes = ref_workspace_bytes,
     .describe = ref_describe,
     .fused_epilogue = false,

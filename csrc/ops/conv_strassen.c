@@ -452,11 +452,6 @@ static cbn_status strassen_go(const cbn_conv_desc *d, const cbn_conv_context *ct
     return CBN_OK;
 }
 
-static size_t strassen_state_bytes(const void *state) {
-    const strassen_state *s = state;
-    return sizeof *s + s->w_bytes + (size_t)s->oc2 * sizeof(float);
-}
-
 static size_t strassen_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n,
                                  int threads) {
     (void)d;
@@ -479,7 +474,6 @@ const cbn_conv_impl cbn_conv_strassen = {
     .prepare = strassen_prepare,
     .run = strassen_go,
     .destroy = strassen_destroy,
-    .state_bytes = strassen_state_bytes,
     .workspace_bytes = strassen_workspace,
     .describe = strassen_describe,
     .fused_epilogue = true,

@@ -362,11 +362,6 @@ static cbn_status taps_go(const cbn_conv_desc *d, const cbn_conv_context *ctx, c
     return CBN_OK;
 }
 
-static size_t taps_state_bytes(const void *state) {
-    const taps_state *s = state;
-    return sizeof *s + s->w_bytes + (size_t)s->ntaps * sizeof *s->tap + (size_t)s->phases * sizeof *s->phase;
-}
-
 static size_t taps_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n,
                              int threads) {
     (void)d;
@@ -392,7 +387,6 @@ const cbn_conv_impl cbn_conv_taps = {
     .prepare = taps_prepare,
     .run = taps_go,
     .destroy = taps_destroy,
-    .state_bytes = taps_state_bytes,
     .workspace_bytes = taps_workspace,
     .describe = taps_describe,
     .fused_epilogue = true,

@@ -295,11 +295,6 @@ static cbn_status transposed_go(const cbn_conv_desc *d, const cbn_conv_context *
     return CBN_OK;
 }
 
-static size_t transposed_state_bytes(const void *state) {
-    const transposed_state *s = state;
-    return sizeof *s + s->w_bytes + s->zeros_bytes + (s->direct ? cbn_conv_direct.state_bytes(s->direct) : 0);
-}
-
 static void transposed_describe(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
                                 char *buf, size_t size) {
     const transposed_state *s = state;
@@ -320,7 +315,6 @@ const cbn_conv_impl cbn_conv_transposed = {
     .prepare = transposed_prepare,
     .run = transposed_go,
     .destroy = transposed_destroy,
-    .state_bytes = transposed_state_bytes,
     .workspace_bytes = transposed_workspace,
     .describe = transposed_describe,
     .fused_epilogue = true,

@@ -252,10 +252,6 @@ static cbn_status upconv_go(const cbn_conv_desc *d, const cbn_conv_context *ctx,
     return CBN_OK;
 }
 
-static size_t upconv_state_bytes(const void *state) {
-    return sizeof(upconv_state) + ((const upconv_state *)state)->w_bytes;
-}
-
 static size_t upconv_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
                                int64_t n, int threads) {
     (void)d;
@@ -278,7 +274,6 @@ const cbn_conv_impl cbn_conv_upconv = {
     .prepare = upconv_prepare,
     .run = upconv_go,
     .destroy = upconv_destroy,
-    .state_bytes = upconv_state_bytes,
     .workspace_bytes = upconv_workspace,
     .describe = upconv_describe,
     .fused_epilogue = true,

@@ -139,11 +139,6 @@ static cbn_status wino_prepare(const cbn_conv_desc *d, const cbn_conv_context *c
     return CBN_OK;
 }
 
-static size_t wino_state_bytes(const void *state) {
-    const wino_state *s = state;
-    return sizeof *s + s->u_bytes;
-}
-
 static void wino_describe(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, char *buf,
                           size_t size) {
     const wino_state *s = state;
@@ -173,7 +168,6 @@ static void wino_describe(const cbn_conv_desc *d, const cbn_conv_context *ctx, c
         .prepare = prepare_##id,                                                                                      \
         .run = cbn_wino_run,                                                                                          \
         .destroy = wino_destroy,                                                                                      \
-        .state_bytes = wino_state_bytes,                                                                              \
         .workspace_bytes = cbn_wino_workspace,                                                                        \
         .describe = wino_describe,                                                                                    \
         .fused_epilogue = true,                                                                                       \

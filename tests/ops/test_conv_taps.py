@@ -128,6 +128,7 @@ def test_what_it_does_not_take() -> None:
     assert "too large" in why(w, (1, 4, 5000, 5000), dilation=2000)
 
 
+@pytest.mark.vector_isa
 def test_chosen_for_few_channels_a_group() -> None:
     w = np.ones((128, 4, 3, 3), np.float32)
     assert pyconvbn.Plan(w, groups=32, padding=1).explain((1, 128, 56, 56))["algorithm"] == "taps"

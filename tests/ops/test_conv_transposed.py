@@ -160,6 +160,7 @@ def test_says_why_not(kernel: tuple[int, ...], geometry: dict[str, Any], reason:
         _testing.plan_force(plan, (1, 4, 9, 9), "transposed")
 
 
+@pytest.mark.vector_isa
 def test_is_chosen_for_usual_layers() -> None:
     for ic, oc, size, algorithm in [(512, 256, 28, "transposed"), (128, 64, 112, "upconv")]:
         plan = pyconvbn.Plan(np.ones((ic, oc, 2, 2), np.float32), stride=2, transposed=True)

@@ -313,6 +313,7 @@ def test_explain_without_a_shape_uses_the_constructors() -> None:
     assert plan.explain() == plan.explain((1, 2, 4, 4)) == plan.explain(input_shape=[1, 2, 4, 4])
 
 
+@pytest.mark.vector_isa
 def test_the_right_kernel_is_chosen(rng: np.random.Generator) -> None:
     for name, algorithm in (("pointwise", "pointwise"), ("depthwise", "depthwise")):
         plan, x, _ = make(name, rng)
