@@ -170,15 +170,26 @@ const char *cbn_cpu_name(void) { return name; }
 cbn_cpu_caches cbn_cpu_cache_sizes(void) { return caches; }
 
 /* ---- cores --------------------------------------------------------------------------------- */
-static int affinity_cores(void) {
-    unsigned long bits[8192 / (8 * sizeof(unsigned long))] = {0};
+enum { WORD_BITS = 8 * sizeof(unsigned long), MASK_WORDS = 8192 / WORD_BITS }; /* cpu_set_t ends at 1024 processors */
+
+static int count_cpus(const unsigned long *mask) {
     int n = 0;
-    if (sched_getaffinity(0, sizeof bits, (cpu_set_t *)bits) == 0) {
-        for (size_t i = 0; i < sizeof bits / sizeof bits[0]; i++) n += __builtin_popcountl(bits[i]);
-    } else {
-        n = (int)sysconf(_SC_NPROCESSORS_ONLN);
-    }
-    return CBN_MAX(n, 1);
+    for (int i = 0; i < MASK_WORDS; i++) n += __builtin_popcountl(mask[i]);
+    return n;
+}
+
+static int affinity_cores(void) {
+    unsigned long mask[MASK_WORDS] = {0};
+    const bool told = sched_getaffinity(0, sizeof mask, (cpu_set_t *)mask) == 0;
+    return CBN_MAX(told ? count_cpus(mask) : (int)sysconf(_SC_NPROCESSORS_ONLN), 1);
+}
+
+bool cbn_cpu_keep_off(int tid, int like, int cpu) {
+    unsigned long mask[MASK_WORDS] = {0};
+    if (cpu < 0 || cpu >= MASK_WORDS * WORD_BITS) return false;
+    if (sched_getaffinity(like, sizeof mask, (cpu_set_t *)mask) != 0) return false;
+    mask[cpu / WORD_BITS] &= ~(1ul << cpu % WORD_BITS);
+    return count_cpus(mask) > 0 && sched_setaffinity(tid, sizeof mask, (const cpu_set_t *)mask) == 0;
 }
 
 /* "<quota> <period>" (v2) or the two v1 files of one control group; 0 when there is no limit. */

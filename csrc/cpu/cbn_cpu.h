@@ -25,6 +25,10 @@ cbn_cpu_caches cbn_cpu_cache_sizes(void);
  * *source (may be NULL) becomes "affinity" or "cgroup quota". Read anew at each call. */
 int cbn_cpu_cores(const char **source);
 
+/* Confines thread `tid` (0: the calling one) to the processors thread `like` (0) may use, all but `cpu`. False, and
+ * nothing done, when none would remain or the system refuses. */
+bool cbn_cpu_keep_off(int tid, int like, int cpu);
+
 /* Denormals: sets flush-to-zero and denormals-are-zero, returns the state to restore. */
 typedef uint64_t cbn_fp_state;
 cbn_fp_state cbn_fp_fast_denormals(void);

@@ -13,8 +13,9 @@ typedef void (*cbn_range_fn)(void *arg, int64_t begin, int64_t end, int worker);
  * floating-point state is restored. Runs serially when the pool is busy with another caller, when called from
  * inside fn, or when one chunk is all there is: callers from several threads never deadlock and never oversubscribe.
  * Workers start at first use (in a forked child at its own first use), spin for about 100 us after their last work,
- * then park; they do not spin where more threads than cores are asked for. Never fails: when a thread can't be made
- * the loop is run by those there are. */
+ * then park; they do not spin where more threads than cores are asked for. A worker that meets the caller on its
+ * processor is confined to the caller's other ones. Never fails: when a thread can't be made the loop is run by those
+ * there are. */
 void cbn_parallel_for(int64_t count, int64_t grain, int max_workers, cbn_range_fn fn, void *arg);
 
 enum { CBN_MAX_THREADS = 256 };

@@ -35,6 +35,8 @@ enum { IDLE, PARKED, JOB, RUNNING, AWAITED, QUIT };
 typedef struct worker {
     _Alignas(CBN_CACHE_LINE) _Atomic uint32_t state;
     _Atomic int cpu; /* where it was when it last began to wait */
+    _Atomic int tid; /* the system's number of the thread; 0 until it runs */
+    int kept_off;    /* processor the owner last kept it off, or -1; owner only */
     int id;          /* as fn sees it; 0 is the owner */
     pthread_t thread;
 } worker;
@@ -50,7 +52,8 @@ static struct {
     worker workers[CBN_MAX_THREADS];
     int nworkers; /* started */
     _Atomic int64_t spin_ns;
-    _Atomic int owner_cpu; /* where the running loop was started */
+    _Atomic int owner_cpu; /* where the running loop was started, */
+    _Atomic int owner_tid; /* and by which thread */
 
     cbn_range_fn fn;
     void *arg;
@@ -60,6 +63,7 @@ static struct {
 } pool;
 
 static _Thread_local bool inside;
+static _Thread_local int own_tid; /* asked for once: it is a system call */
 
 /* ---- how many threads ---------------------------------------------------------------------- */
 static _Atomic int set_by_user, cores_seen;
@@ -189,13 +193,20 @@ static void work(int id) {
     cbn_fp_restore(fp);
 }
 
-/* A worker that wakes on the owner's processor only takes turns with it, and the system may leave it there for tens of
- * milliseconds although another processor idles (measured, after other thread pools had been at work). Who has slept
- * is placed anew, so it sleeps for a moment; the affinity stays the user's business. */
+/* A worker on the owner's processor only takes turns with it, and the system may leave it there for tens of
+ * milliseconds although another processor idles (measured, after other thread pools had been at work). So it is
+ * confined to the owner's other processors, which moves it at once: by itself when it finds out, */
 static void leave_owner_cpu(void) {
     if (atomic_load_explicit(&pool.spin_ns, memory_order_relaxed) == 0) return; /* no processor for each thread */
-    if (sched_getcpu() != atomic_load_explicit(&pool.owner_cpu, memory_order_relaxed)) return;
-    nanosleep(&(struct timespec){.tv_nsec = 1000}, NULL);
+    const int cpu = atomic_load_explicit(&pool.owner_cpu, memory_order_relaxed);
+    if (sched_getcpu() == cpu) (void)cbn_cpu_keep_off(0, atomic_load_explicit(&pool.owner_tid, memory_order_relaxed), cpu);
+}
+
+/* or by the owner, when it has not even begun by the end of the loop. */
+static void keep_off_owner_cpu(worker *w) {
+    const int cpu = sched_getcpu(), tid = atomic_load_explicit(&w->tid, memory_order_relaxed);
+    if (atomic_load_explicit(&pool.spin_ns, memory_order_relaxed) == 0 || tid == 0 || w->kept_off == cpu) return;
+    if (cbn_cpu_keep_off(tid, 0, cpu)) w->kept_off = cpu;
 }
 
 static void *worker_main(void *self) {
@@ -203,6 +214,7 @@ static void *worker_main(void *self) {
     char name[16];
     snprintf(name, sizeof name, "pyconvbn-%d", w->id);
     (void)pthread_setname_np(pthread_self(), name);
+    atomic_store_explicit(&w->tid, (int)syscall(SYS_gettid), memory_order_relaxed);
     for (;;) {
         atomic_store_explicit(&w->cpu, sched_getcpu(), memory_order_relaxed);
         uint32_t seen = spin_while(&w->state, IDLE);
@@ -235,6 +247,8 @@ static int start_workers(int wanted) {
     while (pool.nworkers < wanted) {
         worker *w = &pool.workers[pool.nworkers];
         atomic_store(&w->state, IDLE);
+        atomic_store(&w->tid, 0);
+        w->kept_off = -1;
         w->id = pool.nworkers + 1;
         if (pthread_create(&w->thread, &attr, worker_main, w) != 0) break;
         pool.nworkers++;
@@ -246,7 +260,10 @@ static int start_workers(int wanted) {
 
 static void finish_worker(worker *w) {
     uint32_t seen = JOB;
-    if (atomic_compare_exchange_strong(&w->state, &seen, IDLE)) return;
+    if (atomic_compare_exchange_strong(&w->state, &seen, IDLE)) {
+        keep_off_owner_cpu(w);
+        return;
+    }
     if (seen != RUNNING || spin_while(&w->state, RUNNING) != RUNNING) return;
     seen = RUNNING;
     if (atomic_compare_exchange_strong(&w->state, &seen, AWAITED)) sleep_while(&w->state, AWAITED);
@@ -283,7 +300,9 @@ void cbn_parallel_for(int64_t count, int64_t grain, int max_workers, cbn_range_f
     }
     const int cpu = sched_getcpu();
     bool here = false; /* a worker may be waiting for this very processor */
+    if (own_tid == 0) own_tid = (int)syscall(SYS_gettid);
     atomic_store_explicit(&pool.owner_cpu, cpu, memory_order_relaxed);
+    atomic_store_explicit(&pool.owner_tid, own_tid, memory_order_relaxed);
     for (int i = 0; i < nworkers; i++) {
         worker *w = &pool.workers[i];
         const bool parked = atomic_exchange(&w->state, JOB) == PARKED;
@@ -311,6 +330,7 @@ void cbn_threads_stop(void) {
 /* Only the forking thread lives on in the child. */
 static void forget_workers(void) {
     pool.nworkers = 0;
+    own_tid = 0;
     atomic_store(&cores_seen, 0);
     if (!inside) atomic_store(&pool.busy, false);
 }

@@ -9,6 +9,7 @@
 #include "cpu/cbn_cpu.h"
 #include "threads/cbn_parallel.h"
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -44,6 +45,18 @@ CHECK_TEST(cpu_facts) {
     const char *source = NULL;
     CHECK(cbn_cpu_cores(&source) >= 1 && source);
     CHECK(strcmp(source, "affinity") == 0 || strcmp(source, "cgroup quota") == 0);
+}
+
+CHECK_TEST(keeps_off_a_processor) {
+    cpu_set_t before, after;
+    CHECK(sched_getaffinity(0, sizeof before, &before) == 0);
+    const int cpu = sched_getcpu(), n = CPU_COUNT(&before);
+    CHECK(cbn_cpu_keep_off(0, 0, cpu) == (n > 1));
+    CHECK(sched_getaffinity(0, sizeof after, &after) == 0);
+    CHECK(CPU_COUNT(&after) == (n > 1 ? n - 1 : 1) && CPU_ISSET(cpu, &after) == (n == 1));
+    CHECK(n == 1 || sched_getcpu() != cpu);
+    CHECK(sched_setaffinity(0, sizeof before, &before) == 0);
+    CHECK(!cbn_cpu_keep_off(0, 0, -1) && !cbn_cpu_keep_off(0, 0, 1 << 20));
 }
 
 CHECK_TEST(denormals_are_flushed_and_restored) {

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +111,23 @@ def test_threads_change_while_plans_run(rng: np.random.Generator) -> None:
     finally:
         stop.set()
         changer.join()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor")
+def test_a_worker_leaves_the_processor_of_the_caller(rng: np.random.Generator) -> None:
+    """Else the two of them take turns for as long as the system leaves it there."""
+    get_cpu = ctypes.CDLL(None).sched_getcpu
+    pyconvbn.set_num_threads(2)
+    plan, x = make("direct", rng)
+    plan(x)
+    worker = next(int(task.name) for task in Path("/proc/self/task").iterdir() if (task / "comm").read_text() == "pyconvbn-1\n")
+    for cpu in sorted(os.sched_getaffinity(0))[:2]:
+        os.sched_setaffinity(worker, {cpu})
+        end = time.monotonic() + 30
+        while get_cpu() == cpu and os.sched_getaffinity(worker) == {cpu} and time.monotonic() < end:
+            plan(x)
+        assert get_cpu() != cpu or os.sched_getaffinity(worker) != {cpu}
+    assert os.sched_getaffinity(worker) < os.sched_getaffinity(0)
 
 
 def runs_beside(call: Callable[[], Any]) -> bool:
