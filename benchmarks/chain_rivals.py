@@ -68,7 +68,7 @@ def own_double(net: Network, x: NDArray[np.float32]) -> NDArray[np.float64]:
             flat = source[0].reshape(len(x), -1) if step.kind == "linear" else source[0]
             values[number] = plan(flat, residual=None if step.residual is None else values[step.residual])
         else:
-            values[number] = _run_other(functional, step, source, None)
+            values[number] = _other(functional, step, source, None)().reshape(step.shape)
     return values[len(net.steps) - 1]
 
 
@@ -87,15 +87,17 @@ def _plan_geometry(step: Step) -> dict[str, Any]:
     return {name: step.geometry[name] for name in ("stride", "padding", "groups", "transposed")}
 
 
-def _run_other(functional: Any, step: Step, source: list[Any], out: Any) -> Any:
+def _other(functional: Any, step: Step, source: list[Any], out: Any) -> Callable[[], Any]:
+    """What is left to call at each pass."""
+    nd = source[0].ndim - 2
     if step.kind == "max_pool":
-        g, nd = step.geometry, len(step.shape) - 2
-        return getattr(functional, f"max_pool{nd}d")(source[0], g["kernel"], g["stride"], g["padding"], out=out)
+        g, pool = step.geometry, getattr(functional, f"max_pool{nd}d")
+        return lambda: pool(source[0], g["kernel"], g["stride"], g["padding"], out=out)
     if step.kind == "global_pool":
-        nd = source[0].ndim - 2
+        mean = getattr(functional, f"adaptive_avg_pool{nd}d")
         y = None if out is None else out.reshape(*out.shape, *[1] * nd)
-        return getattr(functional, f"adaptive_avg_pool{nd}d")(source[0], 1, out=y).reshape(step.shape)
-    return functional.cat(source, 1, out=out)
+        return lambda: mean(source[0], 1, out=y)
+    return lambda: functional.cat(source, 1, out=out)
 
 
 class Ours:
@@ -130,7 +132,7 @@ class Ours:
             elif step.kind == "concat" and all(np.shares_memory(part, out) for part in source):
                 continue  # its parts were written in place
             else:
-                self.calls.append((number, lambda s=step, a=source, o=out: _run_other(self.functional, s, a, o)))
+                self.calls.append((number, _other(self.functional, step, source, out)))
         order = [call for _, call in self.calls]
 
         def run() -> None:
@@ -266,18 +268,19 @@ class OnnxRuntime(peers.OnnxRuntime):
         samples: dict[tuple[int, str], list[float]] = {}
         for event in events:
             # A node keeps its name, or gets that of its result where layouts were changed (v12_0_nchwc).
-            found = re.match(r"(?:step|v)(\d+)_.*kernel_time$", event.get("name", ""))
+            # Flatten is a view; the product beside it may have got another name.
+            found = re.match(r"(?:step|v)(\d+)_(?!Flatten|flat).*kernel_time$", event.get("name", ""))
             if event.get("cat") == "Node" and found:
                 samples.setdefault((int(found[1]), event["name"]), []).append(event["dur"])
         return _summed(samples)
 
 
 def _summed(samples: dict[tuple[int, str], list[float]]) -> dict[int, float]:
-    """Medians of the operators of a step, added up."""
+    """Medians of the operators of a step, added up. What runs inside of another operator takes no time of its own."""
     steps: dict[int, float] = {}
     for (number, _), times in samples.items():
         steps[number] = steps.get(number, 0.0) + sorted(times)[len(times) // 2]
-    return steps
+    return {number: time for number, time in steps.items() if time > 0}
 
 
 class OpenVino(peers.OpenVino):

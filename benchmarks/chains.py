@@ -41,10 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     """0: all right; 1: a result of pyconvbn was wrong; 2: it could not run."""
     arguments = parse_arguments(argv)
     try:
-        cpus = machine.pin(arguments.threads)
-        if arguments.isa:
-            machine.cap_isa(arguments.isa)
-        info = {**machine.facts(cpus), "malloc_keeps": machine.keep_freed_memory()}
+        info = machine.prepare(arguments.threads, arguments.isa)
         return run(arguments, info)
     except (ValueError, OSError) as error:
         print(f"chains.py: {error}", file=sys.stderr)
@@ -127,7 +124,8 @@ def measure(net: Any, own: Any, peers: list[Any], arguments: argparse.Namespace)
     best = min((value for name, value in ms.items() if name != "ours"), default=None)
     flops = sum(step.flops for step in net.steps)
     row = {"network": net.name, "batch": net.steps[0].shape[0], "flops": flops, "ms": ms,
-           "best_ms": timings["ours"].best * 1e3, "ratio": best / ms["ours"] if best else None,
+           "best_ms": {name: timing.best * 1e3 for name, timing in timings.items()},
+           "ratio": best / ms["ours"] if best else None,
            "errors": errors, "wrong": wrong, "failed": failed}
     if arguments.layers:
         row["steps"] = [{"name": step.name, "flops": step.flops} for step in net.steps]
@@ -141,26 +139,36 @@ def line(row: dict[str, Any], peers: list[str]) -> str:
     cells = " ".join(f"{ms[name]:9.2f}" if name in ms else f"{'FAILED':>9}" for name in peers)
     others = ", ".join(f"{error:.0e}" for name, error in row["errors"].items() if name != "ours")
     ratio = f"{row['ratio']:6.2f}" if row["ratio"] else f"{'-':>6}"
-    return (f"{row['network']:<13} {row['batch']:5d} {row['flops'] / 1e9:7.2f} {ms['ours']:9.2f} {row['best_ms']:9.2f} "
-            f"{cells} {row['flops'] / ms['ours'] / 1e6:7.1f} {ratio}  {'WRONG ' if row['wrong'] else ''}"
+    own = f"{ms['ours']:9.2f} {row['best_ms']['ours']:9.2f}"
+    return (f"{row['network']:<13} {row['batch']:5d} {row['flops'] / 1e9:7.2f} {own} {cells} "
+            f"{row['flops'] / ms['ours'] / 1e6:7.1f} {ratio}  {'WRONG ' if row['wrong'] else ''}"
             f"{row['errors']['ours']:.0e} ({others})" + "".join(f"  {k}: {v}" for k, v in row["failed"].items()))
 
 
 def layer_table(row: dict[str, Any]) -> str:
-    """Microseconds of each step. A library's own names follow ours where it reports the same number of operators."""
-    lines = [f"    {'step':<34} {'algorithm':<13} {'ours us':>9} {'GF/s':>7}" + "".join(
-        f" {name + ' us':>9}" for name in row["layers"] if name != "ours") + "  best peer - ours"]
+    """Microseconds of each step, '<' where a peer is faster, and what the steps amount to."""
     own = row["layers"]["ours"]
     peers = {name: values for name, values in row["layers"].items() if name != "ours"}
+    lines = [f"    {'step':<34} {'algorithm':<13} {'ours us':>9} {'GF/s':>7}"
+             + "".join(f" {name + ' us':>9}" for name in peers) + ("  best peer - ours" if peers else "")]
+    won, lost = [], []
     for number, step in enumerate(row["steps"]):
         if number not in own:
             continue
         rate = f"{step['flops'] / own[number] / 1e3:7.1f}" if step["flops"] else f"{'':>7}"
         times = [values.get(number) for values in peers.values()]
         known = [t for t in times if t is not None]
-        gap = f"{min(known) - own[number]:+10.1f}" if known else ""
+        gap = ""
+        if known:
+            difference = min(known) - own[number]
+            (won if difference >= 0 else lost).append(difference)
+            gap = f"{difference:+10.1f}" + " <" * (difference < 0)
         lines.append(f"    {step['name']:<34} {row['algorithms'].get(number, ''):<13} {own[number]:9.1f} {rate}" + "".join(
             f" {t:9.1f}" if t is not None else f" {'-':>9}" for t in times) + gap)
+    lines.append(f"    {'all steps':<34} {'':<13} {sum(own.values()):9.1f} {'':>7}"
+                 + "".join(f" {sum(values.values()):9.1f}" for values in peers.values()))
+    if won or lost:
+        lines.append(f"    won {sum(won):.0f} us in {len(won)} steps, lost {-sum(lost):.0f} us in {len(lost)}")
     return "\n".join(lines)
 
 

@@ -83,24 +83,23 @@ def bench_mul(testing: Any, isa: str) -> list[Case]:
 
 
 @kernel_bench
-def bench_max_into(testing: Any, isa: str) -> list[Case]:
-    return _into(testing.max_into, isa)
+def bench_pool_max(testing: Any, isa: str) -> list[Case]:
+    return _pool(testing.pool_max, isa)
 
 
 @kernel_bench
-def bench_add_into(testing: Any, isa: str) -> list[Case]:
-    return _into(testing.add_into, isa)
+def bench_pool_add(testing: Any, isa: str) -> list[Case]:
+    return _pool(testing.pool_add, isa)
 
 
-def _into(kernel: Callable[..., object], isa: str) -> list[Case]:
-    """Step 2 is what pooling with stride 2 does."""
-    cases = []
-    n = SIZES["L1"]
-    for step in (1, 2):
-        y, x = np.zeros(n, np.float32), normal(n * step)
-        cases.append(Case(f"L1, n={n}, step {step}", lambda y=y, x=x, step=step: kernel(isa, y, x, step),
-                          2 * y.nbytes, "B"))
-    return cases
+def _pool(kernel: Callable[..., object], isa: str) -> list[Case]:
+    """What a 3x3 window does: three rows into a line, three columns of it into every second result."""
+    n = SIZES["L1"] // 8
+    line, rows, y = np.zeros(2 * n + 1, np.float32), normal(3 * (2 * n + 1)), np.zeros(n, np.float32)
+    return [Case(f"rows, L1, n={line.size}", lambda: kernel(isa, line, rows, 1, (1, 3), (0, line.size)),
+                 line.nbytes + rows.nbytes, "B"),
+            Case(f"columns, L1, n={n}, step 2", lambda: kernel(isa, y, line, 2, (1, 3), (0, 1)),
+                 y.nbytes + line.nbytes, "B")]
 
 
 def half(n: int) -> NDArray[np.float16]:
@@ -193,8 +192,8 @@ def bench_panel_pack(testing: Any, isa: str) -> list[Case]:
     """A panel of three vectors and four taps, one in three of the vectors at the edge of a row."""
     lanes, channels = testing.tile_sizes(isa)["lanes"], 64
     x, out = normal(channels, 4 * lanes), normal(channels * 12 * lanes + lanes)
-    moves = np.array([[v * lanes, (t * 3 + v) * lanes, 0, lanes - (v == 0), lanes] for t in range(4) for v in range(3)],
-                     np.int64)
+    moves = np.array([[v * lanes, (t * 3 + v) * lanes, 0, lanes - (v == 0), lanes, 0]
+                      for t in range(4) for v in range(3)], np.int64)
     return [Case(f"{channels} channels x 12 vectors", lambda: testing.panel_pack(isa, out, 12 * lanes, x, moves),
                  2 * channels * 12 * lanes * 4, "B")]
 
@@ -251,6 +250,17 @@ def bench_linear(testing: Any, isa: str) -> list[Case]:
         cases.append(Case(f"{rows} rows, {ic} -> {oc}, {label}",
                           lambda rows=rows, x=x, w=w, ic=ic, oc=oc, y=y, bias=bias: testing.linear(
                               isa, rows, x, w, ic, oc, y, bias, -INFINITE, INFINITE), 2 * rows * ic * oc, "FLOP"))
+    return cases
+
+
+@kernel_bench
+def bench_linear_raw(testing: Any, isa: str) -> list[Case]:
+    cases = []
+    for rows, ic, oc in ((3, 512, 64), (1, 4096, 4096)):
+        x, w, y, bias = normal(rows, ic), normal(oc, ic), normal(rows, oc), normal(oc)
+        cases.append(Case(f"{rows} rows, {ic} -> {oc}",
+                          lambda rows=rows, x=x, w=w, ic=ic, oc=oc, y=y, bias=bias: testing.linear_raw(
+                              isa, rows, x, w, ic, oc, y, bias, -INFINITE, INFINITE), 4 * ic * oc, "B"))
     return cases
 
 

@@ -16,6 +16,14 @@ _ISAS = {"x86_64": ("avx512", "avx2", "scalar"), "aarch64": ("neon", "scalar")}
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYCONVBN_NUM_THREADS")
 
 
+def prepare(threads: int, isa: str | None) -> dict[str, Any]:
+    """Pins the process, masks the CPU, lets malloc keep freed memory: before pyconvbn is imported. Facts of the run."""
+    cpus = pin(threads)
+    if isa:
+        cap_isa(isa)
+    return {**facts(cpus), "malloc_keeps": keep_freed_memory()}
+
+
 def pin(threads: int) -> list[int]:
     """Restricts the process to `threads` CPUs on as many physical cores as there are; returns them."""
     allowed = sorted(os.sched_getaffinity(0))

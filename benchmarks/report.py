@@ -137,6 +137,43 @@ def precisions(rows: list[Row], names: list[str]) -> str:
     return "\n".join(lines)
 
 
+# What `efficient_conv_bn_eval` may take, times the plan's time, and from how many operations on.
+ONE_SHOT_LIMIT, ONE_SHOT_FLOPS = 1.15, 100e6
+
+
+def _one_shot_ratio(row: Row) -> float | None:
+    times = [row["rivals"].get(key, {}).get("median_us") for key in ("one_shot", "ours")]
+    return times[0] / times[1] if None not in times else None
+
+
+def summarize_one_shot(rows: list[Row]) -> dict[str, Any]:
+    """Time without a plan over that with one: of all layers, and of those large enough to have a target."""
+    ratios = {row["layer"]: _one_shot_ratio(row) for row in rows}
+    large = [row["layer"] for row in rows if row["flops"] > ONE_SHOT_FLOPS]
+    means = {}
+    for name, layers in (("geometric_mean", list(ratios)), ("geometric_mean_large", large)):
+        values = [ratio for layer in layers if (ratio := ratios[layer]) is not None]
+        means[name] = geometric_mean(values) if values else None
+    met = [layer for layer in large if (ratio := ratios[layer]) is not None and ratio <= ONE_SHOT_LIMIT]
+    return {**means, "ratios": ratios, "large": len(large), "met": len(met),
+            "missed": [layer for layer in large if layer not in met]}
+
+
+def one_shot(rows: list[Row], summary: dict[str, Any]) -> str:
+    """The operator without a plan beside the plan, layer by layer."""
+    lines = ["without a plan: time of efficient_conv_bn_eval / that of the plan",
+             f"{'layer':<8} {'mflop':>8} {'one-shot us':>11} {'ratio':>6} {'rms':>5}"]
+    for row in rows:
+        ratio, result = summary["ratios"][row["layer"]], row["rivals"].get("one_shot", {})
+        late = "" if row["layer"] not in summary["missed"] else " >"
+        lines.append(f"{row['layer']:<8} {row['flops'] / 1e6:>8.1f} {_us(row, 'one_shot', 'median_us'):>11} "
+                     f"{_number(ratio, 2):>6} {_number(result.get('rms_ratio'), 2):>5}{late}")
+    lines.append(f"geometric mean {_number(summary['geometric_mean'], 3)}; of the {summary['large']} layers above "
+                 f"{ONE_SHOT_FLOPS / 1e6:.0f} MFLOP {_number(summary['geometric_mean_large'], 3)}, "
+                 f"{summary['met']} of them at most {ONE_SHOT_LIMIT}")
+    return "\n".join(lines)
+
+
 def summary_text(summary: dict[str, Any], other_load: float, peak: float | None = None) -> str:
     lines = [f"FMA peak over the run: {peak:.1f} GFLOP/s a core"] if peak else []
     if summary["geometric_mean"] is not None:

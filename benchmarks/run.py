@@ -33,6 +33,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", type=precisions, default=["fp32"], metavar="LIST",
                         help="strict, fp32 or fast; of several (comma list) the first is the one in the table, and all are "
                              "compared below it (default: fp32)")
+    parser.add_argument("--one-shot", action="store_true",
+                        help="time efficient_conv_bn_eval, which folds and packs in every call, beside the plan")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of all rivals (default: 5)")
     parser.add_argument("--slice", type=float, default=15, metavar="MS", help="time of one rival in one round, "
                                                                               "in ms (default: 15)")
@@ -44,6 +46,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.own_only and arguments.peers_only:
         parser.error("--own-only and --peers-only leave nobody")
+    if arguments.one_shot and (arguments.peers_only or arguments.precision[0] != "fp32"):
+        parser.error("--one-shot is compared with the plan of precision fp32, which must come first")
     if arguments.rounds < 1 or arguments.slice <= 0:
         parser.error("--rounds must be at least 1 and --slice positive")
     return arguments
@@ -60,10 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     """0: all right; 1: a result of pyconvbn was wrong or a kernel has no benchmark; 2: it could not run."""
     arguments = parse_arguments(argv)
     try:
-        cpus = machine.pin(arguments.threads)
-        if arguments.isa:
-            machine.cap_isa(arguments.isa)
-        info = {**machine.facts(cpus), "malloc_keeps": machine.keep_freed_memory()}
+        info = machine.prepare(arguments.threads, arguments.isa)
         if arguments.kernels:
             return run_kernels(arguments, info)
         return run_layers(arguments, info)
@@ -109,14 +110,16 @@ def read_shapes(arguments: argparse.Namespace) -> list[Any]:
 
 
 def load_ours(arguments: argparse.Namespace, info: dict[str, Any]) -> list[Any]:
-    """pyconvbn in every precision asked for, the first one as `ours`; fills in what the header says about it. ValueError
-    when it can't be had or not with this ISA."""
+    """pyconvbn in every precision asked for, the first one as `ours`, and without a plan; fills in what the header says
+    about it. ValueError when it can't be had or not with this ISA."""
     try:
-        from ours import Ours
+        from ours import OneShot, Ours
 
         owns = [Ours(arguments.threads, precision, precision if number else "ours")
                 for number, precision in enumerate(arguments.precision)]
         own = owns[0]
+        if arguments.one_shot:
+            owns.append(OneShot(arguments.threads))
     except ImportError as error:
         raise ValueError(f"pyconvbn can't be imported ({error}); `pip install .` first, or use "
                          "--peers-only") from error
@@ -176,8 +179,11 @@ def run_layers(arguments: argparse.Namespace, info: dict[str, Any]) -> int:
     summary = report.summarize(rows)
     columns = [name for name in info["rivals"] if name == "ours" or name not in info["own"]]
     parts = [report.table(rows, columns), report.summary_text(summary, info["other_load"], info.get("peak_gflops"))]
-    if len(owns) > 1:
+    if len(arguments.precision) > 1 and own:
         parts.append(report.precisions(rows, arguments.precision))
+    if arguments.one_shot:
+        summary["one_shot"] = report.summarize_one_shot(rows)
+        parts.append(report.one_shot(rows, summary["one_shot"]))
     print(*parts, sep="\n\n", file=text)
     write_json(arguments, {"info": info, "arguments": vars(arguments), "layers": rows, "summary": summary})
     if arguments.plot:

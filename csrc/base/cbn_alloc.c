@@ -144,6 +144,15 @@ void *cbn_alloc_array(size_t count, size_t size) {
     return __builtin_mul_overflow(count, size, &bytes) ? NULL : cbn_alloc(bytes);
 }
 
+void *cbn_alloc_or_fail(size_t count, size_t size, const char *what, cbn_error *err) {
+    size_t bytes;
+    if (__builtin_mul_overflow(count, size, &bytes)) bytes = SIZE_MAX;
+    void *p = bytes < SIZE_MAX ? cbn_alloc(bytes) : NULL;
+    const cbn_status status = p != NULL ? CBN_OK : cbn_fail_memory(err, what, bytes);
+    (void)status;
+    return p;
+}
+
 void cbn_free(void *p) {
     if (!p) return;
     header *h = header_of(p);

@@ -100,8 +100,9 @@ typedef struct cbn_rows_copy_args {
 } cbn_rows_copy_args;
 
 /* linear: y[p*y_p + c] = epilogue(sum over k < ic of w[(c/W)*w_b + k*W + c%W] * x[p*x_p + k]),  c < oc_valid, W = 2*lanes.
- * A long sum may be taken in pieces: all but the last leave it unfinished in y. */
-enum { CBN_LINEAR_ROWS = 6 };
+ * A long sum may be taken in pieces: all but the last leave it unfinished in y.
+ * linear_raw: the same, of weights as they come, w[c*w_b + k], and whole sums only. */
+enum { CBN_LINEAR_ROWS = 6, CBN_LINEAR_RAW_ROWS = 3 };
 typedef struct cbn_linear_args {
     const float *x;
     int64_t x_p;
@@ -147,7 +148,7 @@ typedef struct cbn_conv_dw_args {
 typedef struct cbn_wino_in_args {
     int nh, nw;           /* points of the vertical and the horizontal axis */
     const float *row[6];  /* nh rows of ncols vectors, as lanes_gather makes them; may repeat */
-    int64_t ncols;
+    int64_t ncols;        /* 0, where both axes have points: tmp holds what an earlier call made of its columns */
     int64_t ntiles;
     const int32_t *col;   /* [ntiles] first column of each tile: any order, any overlap */
     int64_t step;         /* columns from one input of a tile to the next; all of them are < ncols */
@@ -199,6 +200,7 @@ typedef struct cbn_wino_weights_args {
 typedef struct cbn_panel_move {
     int64_t x, out;    /* where lane 0 comes from, where it goes */
     int16_t lo, hi, n; /* lanes lo <= l < hi are read, the others become 0; n >= 1 lanes are written */
+    int16_t skip;      /* elements of x between those of neighbouring lanes: 0 or 1 */
 } cbn_panel_move;
 
 /* Activations that are more than a clamp. Both use the same formula as pyconvbn.functional. */
@@ -207,6 +209,14 @@ typedef enum {
     CBN_ACT_HARDSWISH, CBN_ACT_SILU, CBN_ACT_GELU, CBN_ACT_GELU_TANH
 } cbn_act;
 
+/* Pooling along a line; contract at pool_max. */
+typedef struct cbn_pool_args {
+    float *y;
+    const float *x;
+    int64_t n, step;
+    int64_t taps[2], apart[2];
+} cbn_pool_args;
+
 /* X(name, signature) */
 #define CBN_KERNEL_LIST(X)                                                                         \
     /* np in 1..oc_np, nv in 1..oc_nv of the table */                                              \
@@ -214,6 +224,8 @@ typedef enum {
     X(conv_px, (const cbn_conv_px_args *a))                                                        \
     /* np in 1..CBN_LINEAR_ROWS */                                                                 \
     X(linear, (int np, const cbn_linear_args *a))                                                  \
+    /* np in 1..CBN_LINEAR_RAW_ROWS */                                                             \
+    X(linear_raw, (int np, const cbn_linear_args *a))                                              \
     X(conv_tap, (int mr, const cbn_conv_tap_args *a))                                              \
     X(rows_copy, (const cbn_rows_copy_args *a))                                                    \
     /* conv_px with weights for the two phases of a row in turn: y[c*y_oc + 2*p + r] = epilogue of c and the sum of  \
@@ -231,8 +243,8 @@ typedef enum {
     /* y[l*y_c + c] = clamp(s[c*L + l] + bias[l] [+ residual[l*y_c + c]]) for c < n, l < nch; *nonfinite becomes true (and  \
      * is never set to false) when one of these s is Inf or NaN */                                 \
     X(lanes_scatter, (float *y, int64_t y_c, int nch, const float *s, int64_t n, const cbn_epilogue_args *e, bool *nonfinite)) \
-    /* out[i*out_c + m.out + l] = m.lo <= l < m.hi ? x[i*x_c + m.x + l] : 0 for i < n, l < m.n and the moves m. Within a  \
-     * channel they are made in order, so a later one may overwrite what an earlier one wrote too much; moves of  \
+    /* out[i*out_c + m.out + l] = m.lo <= l < m.hi ? x[i*x_c + m.x + l*(1 + m.skip)] : 0 for       \
+     * i < n, l < m.n and the moves m. Within a channel they are made in order, so a later one may overwrite what an earlier one wrote too much; moves of  \
      * different channels may not meet */                                                          \
     X(panel_pack, (float *out, int64_t out_c, const float *x, int64_t x_c, int64_t n,              \
                    const cbn_panel_move *moves, int64_t nmoves))                                   \
@@ -247,10 +259,11 @@ typedef enum {
     /* y[i] = x[i] + alpha*z[i] (one FMA); y may equal x or z */                                   \
     X(add, (float *y, const float *x, const float *z, float alpha, int64_t n))                     \
     X(mul, (float *y, const float *x, const float *z, int64_t n))                                  \
-    /* y[i] = max(y[i], x[i*step]), NaN of either wins */                                          \
-    X(max_into, (float *y, const float *x, int64_t step, int64_t n))                               \
-    /* y[i] += x[i*step] */                                                                        \
-    X(add_into, (float *y, const float *x, int64_t step, int64_t n))                               \
+    /* y[i] = the largest x[i*step + r*apart[0] + t*apart[1]] with r < taps[0] and t < taps[1], for i < n; NaN wins. Between \
+     * the first and the last element of each (r, t) the gaps may be read, too */                   \
+    X(pool_max, (const cbn_pool_args *a))                                                          \
+    /* the same with their sum, for each r all t in turn */                                        \
+    X(pool_add, (const cbn_pool_args *a))                                                          \
     /* float16 (IEEE binary16 bit patterns) <-> float32; narrowing rounds to nearest even */       \
     X(widen_f16, (float *y, const uint16_t *x, int64_t n))                                         \
     X(narrow_f16, (uint16_t *y, const float *x, int64_t n))                                        \

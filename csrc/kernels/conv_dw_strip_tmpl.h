@@ -32,8 +32,11 @@ CBN_INLINE void dw_strip_load(vf *q, vf *u, const float *x, const vm *m, const i
                               const bool masked) {
     vf a = masked ? vf_load_mask(x, m[0]) : vf_load(x);
     if (s == 2) {
-        const vf b = masked ? vf_load_mask(x + VF_LANES, m[1]) : vf_load(x + VF_LANES);
-        if (pair) *u = vf_pin(vf_odd_mixed(a, b));
+        vf b = masked ? vf_load_mask(x + VF_LANES, m[1]) : vf_load(x + VF_LANES);
+        if (pair) {
+            b = vf_pin(b); /* or gcc loads it again for the second shuffle */
+            *u = vf_pin(vf_odd_mixed(a, b));
+        }
         a = vf_even_mixed(a, b);
     }
     *q = vf_pin(a);

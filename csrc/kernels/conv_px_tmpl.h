@@ -4,7 +4,8 @@
  *
  * Needs    CBN_FN, the vec header, TILE_PX_MR, TILE_PX_NV.
  * Defines  CBN_FN(conv_px).
- * Vector registers: TILE_PX_MR*TILE_PX_NV sums + TILE_PX_NV pixels + 1 weight. */
+ * Vector registers: TILE_PX_MR*TILE_PX_NV sums + TILE_PX_NV pixels + 1 weight; of few pixels at most 12 sums + 3
+ * weights + 1 pixel. */
 
 typedef enum { PX_WHOLE, PX_PART, PX_COPY } CBN_FN(px_kind);
 typedef enum { PX_QUIET, PX_DENSE, PX_SPARSE } CBN_FN(px_fetch);
@@ -38,13 +39,18 @@ CBN_INLINE void CBN_FN(px_store)(const int mr, const int nv, const int64_t last,
     }
 }
 
-/* One block. Prefetch: none, one line in each channel's step, or one whenever pf_mask leaves nothing of the number of
- * channels to go. */
+/* One block. It asks for the lines of its residual before it sums: afterwards it would have to wait for them. (The line
+ * of the first pixel is most often that of the panel before.) Prefetch: none, one line in each channel's step, or one
+ * whenever pf_mask leaves nothing of the number of channels to go. */
 CBN_INLINE void CBN_FN(px_tile)(const int mr, const int nv, const CBN_FN(px_kind) kind, const CBN_FN(px_fetch) fetch,
                                 const int64_t last, const int64_t valid, const CBN_FN(px_block) *b, const float *pf,
                                 const int64_t pf_mask, const cbn_conv_px_args *a) {
     vf acc[TILE_PX_MR * TILE_PX_NV];
     CBN_UNROLL for (int i = 0; i < mr * nv; i++) acc[i] = vf_zero();
+    if (b->residual) {
+        CBN_UNROLL for (int c = 0; c < mr; c++)
+            __builtin_prefetch(b->residual + c * a->y_oc + nv * VF_LANES - 1);
+    }
     const float *x = b->x, *w = b->w;
     float *copy = b->copy;
     const int64_t x_ic = a->x_ic, pf_step = a->prefetch_step;
@@ -90,6 +96,68 @@ CBN_INLINE void CBN_FN(px_row)(const int mr, const int nv, const CBN_FN(px_kind)
         if (kind == PX_COPY) b.copy += a->ic * nv * VF_LANES;
     }
 }
+
+#if TILE_PX_MR <= VF_LANES
+/* A few pixels leave most lanes of a vector idle: for them channels lie in the lanes, one vector of sums for each of
+ * `nb` blocks of mr and each pixel. What the lanes beyond mr add up is thrown away. The order of a sum is the same. */
+enum { PX_FEW = 4, PX_FEW_BLOCKS = 3 };
+
+CBN_INLINE void CBN_FN(px_few_step)(const int np, const int nb, const bool whole, int mr, const float *x,
+                                    const float *w, int64_t w_block, vf *acc) {
+    if (!whole) { /* the mask takes the register of a weight */
+        CBN_UNROLL for (int b = 0; b < nb; b++) {
+            const vf wb = vf_pin(vf_load_n(w + b * w_block, mr));
+            CBN_UNROLL for (int p = 0; p < np; p++) acc[p * nb + b] = vf_fma(wb, vf_set1(x[p]), acc[p * nb + b]);
+            CBN_BARRIER(); /* nor may pixels stay in registers */
+        }
+        return;
+    }
+    vf wv[PX_FEW_BLOCKS];
+    CBN_UNROLL for (int b = 0; b < nb; b++) wv[b] = vf_pin(vf_load(w + b * w_block));
+    CBN_UNROLL for (int p = 0; p < np; p++) {
+        const vf xv = vf_pin(vf_set1(x[p]));
+        CBN_UNROLL for (int b = 0; b < nb; b++) acc[p * nb + b] = vf_fma(wv[b], xv, acc[p * nb + b]);
+    }
+}
+
+CBN_INLINE void CBN_FN(px_few)(const int np, const int nb, int mr, const CBN_FN(px_block) *of,
+                               const cbn_conv_px_args *a) {
+    vf acc[PX_FEW * PX_FEW_BLOCKS];
+    CBN_UNROLL for (int i = 0; i < np * nb; i++) acc[i] = vf_zero();
+    const float *x = of->x, *w = of->w;
+    const int64_t w_block = mr * a->ic;
+    int64_t k = 0;
+    /* A whole vector of weights ends before the block does. */
+    for (; k <= a->ic - cbn_ceil_div(VF_LANES, mr); k++, x += a->x_ic, w += mr)
+        CBN_FN(px_few_step)(np, nb, true, mr, x, w, w_block, acc);
+    for (; k < a->ic; k++, x += a->x_ic, w += mr) CBN_FN(px_few_step)(np, nb, false, mr, x, w, w_block, acc);
+    const float *res = of->residual;
+    float *y = of->y;
+    CBN_UNROLL for (int b = 0; b < nb; b++) {
+        float sum[PX_FEW][VF_LANES];
+        const vf bias = vf_load_n(of->bias + b * mr, mr);
+        CBN_UNROLL for (int p = 0; p < np; p++) vf_store(sum[p], vf_add(acc[p * nb + b], bias));
+        for (int c = 0; c < mr; c++, y += a->y_oc) {
+            CBN_UNROLL for (int p = 0; p < np; p++) {
+                float v = res ? sum[p][c] + res[p] : sum[p][c];
+                v = a->epi.lo > v ? a->epi.lo : v;
+                y[p] = a->epi.hi < v ? a->epi.hi : v;
+            }
+            if (res) res += a->y_oc;
+        }
+    }
+}
+
+/* Does some of the blocks at *b, at least 2 of `blocks`, and returns how many. */
+static int64_t CBN_FN(px_few_blocks)(int mr, int64_t blocks, const CBN_FN(px_block) *b, const cbn_conv_px_args *a) {
+    const int64_t n = blocks == PX_FEW_BLOCKS || blocks > PX_FEW_BLOCKS + 1 ? PX_FEW_BLOCKS : 2;
+#define PX_FEW_(few)                                              \
+    if (a->np == few && n == 2) CBN_FN(px_few)(few, 2, mr, b, a); \
+    if (a->np == few && n == 3) CBN_FN(px_few)(few, 3, mr, b, a);
+    PX_FEW_(1) PX_FEW_(2) PX_FEW_(3) PX_FEW_(4)
+    return n;
+}
+#endif
 
 /* All blocks: the loop is in here because leaving and entering a function costs as much as some twenty channels. Lines
  * to be asked for are spread over the blocks when they are many: a burst of them would have to be waited for. */
@@ -173,6 +241,22 @@ static void CBN_FN(conv_px)(const cbn_conv_px_args *a) {
         rest.epi.bias += mr;
         if (rest.epi.residual) rest.epi.residual += mr * a->y_oc;
     }
+#if TILE_PX_MR <= VF_LANES
+    CBN_FN(px_block) b = {rest.x, rest.w, rest.epi.bias, rest.epi.residual, rest.y, NULL};
+    while (a->np <= PX_FEW && rest.panels == 0 && rest.oc_valid >= 2 * mr) {
+        const int64_t done = CBN_FN(px_few_blocks)(mr, rest.oc_valid / mr, &b, &rest) * mr;
+        rest.oc_valid -= (int32_t)done;
+        b.w += done * rest.ic;
+        b.bias += done;
+        b.y += done * rest.y_oc;
+        if (b.residual) b.residual += done * rest.y_oc;
+    }
+    if (rest.oc_valid == 0) return;
+    rest.w = b.w;
+    rest.y = b.y;
+    rest.epi.bias = b.bias;
+    rest.epi.residual = b.residual;
+#endif
     const bool whole = rest.x_padded || a->np % VF_LANES == 0;
     tile[mr - LEAST][vectors - 1][whole ? PX_WHOLE : PX_PART](&rest);
 }

@@ -9,6 +9,7 @@
 #include "kernels/conv_tap_tmpl.h"
 #include "kernels/conv_dw_tmpl.h"
 #include "kernels/linear_tmpl.h"
+#include "kernels/linear_raw_tmpl.h"
 #include "kernels/wino_tmpl.h"
 #include "kernels/wino_gemm_tmpl.h"
 #include "kernels/wino_lanes_tmpl.h"
@@ -16,6 +17,7 @@
 #include "kernels/conv_px2_tmpl.h"
 #include "kernels/phases_tmpl.h"
 #include "kernels/vec_tmpl.h"
+#include "kernels/pool_tmpl.h"
 #include "kernels/peak_tmpl.h"
 
 extern const cbn_kernels CBN_CAT(cbn_kernels, CBN_ISA);

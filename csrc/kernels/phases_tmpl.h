@@ -5,13 +5,29 @@
  * Defines  CBN_FN(panel_pack), CBN_FN(interleave).
  * Vector registers of interleave: one for each phase (at most 8), three constants, two temporaries. */
 
+/* Lanes lo <= l < hi from every other element, 0 in the others. */
+CBN_INLINE vf CBN_FN(pack_skip)(const float *x, int64_t lo, int64_t hi) {
+    const int64_t end = 2 * hi - 1; /* behind the last element */
+    return vf_even(vf_load_range(x, CBN_MIN(2 * lo, VF_LANES), CBN_MIN(end, VF_LANES)),
+                   vf_load_range(x + VF_LANES, CBN_MAX(2 * lo - VF_LANES, 0), CBN_MAX(end - VF_LANES, 0)));
+}
+
 /* One move for nc channels. */
 CBN_INLINE void CBN_FN(pack_move)(const int nc, float *out, int64_t out_c, const float *x, int64_t x_c,
                                   const cbn_panel_move *m) {
     const int64_t lo = m->lo, hi = m->hi;
     x += m->x;
     out += m->out;
-    if (hi - lo == VF_LANES && m->n == VF_LANES) {
+    if (m->skip && lo < hi) {
+        if (m->n == VF_LANES && lo == 0 && hi == VF_LANES) {
+            CBN_UNROLL for (int c = 0; c < nc; c++)
+                vf_store(out + c * out_c, CBN_FN(pack_skip)(x + c * x_c, 0, VF_LANES));
+        } else if (m->n == VF_LANES) {
+            CBN_UNROLL for (int c = 0; c < nc; c++) vf_store(out + c * out_c, CBN_FN(pack_skip)(x + c * x_c, lo, hi));
+        } else {
+            for (int c = 0; c < nc; c++) vf_store_n(out + c * out_c, CBN_FN(pack_skip)(x + c * x_c, lo, hi), m->n);
+        }
+    } else if (hi - lo == VF_LANES && m->n == VF_LANES) {
         CBN_UNROLL for (int c = 0; c < nc; c++) vf_store(out + c * out_c, vf_load(x + c * x_c));
     } else if (m->n == VF_LANES) {
         CBN_UNROLL for (int c = 0; c < nc; c++)

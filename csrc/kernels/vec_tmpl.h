@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Elementwise kernels: unary, affine, add, mul, max_into, add_into, widen_f16, narrow_f16.
+/* Elementwise kernels: unary, affine, add, mul, widen_f16, narrow_f16.
  *
  * Before: CBN_FN, the vector header of the ISA. Defines: CBN_FN(<each of the above>). */
 #include <string.h>
@@ -123,39 +123,6 @@ static void CBN_FN(mul)(float *y, const float *x, const float *z, int64_t n) {
     int64_t i = 0;
     for (; i + VF_LANES <= n; i += VF_LANES) vf_store(y + i, vf_mul(vf_load(x + i), vf_load(z + i)));
     if (i < n) vf_store_n(y + i, vf_mul(vf_load_n(x + i, n - i), vf_load_n(z + i, n - i)), n - i);
-}
-
-/* x[0], x[step], ... x[(count-1)*step] in the first lanes, count <= VF_LANES. `more`: x[count*step] exists too, so the
- * gap before it may be read. */
-CBN_INLINE vf vec_load_step(const float *x, int64_t step, int64_t count, bool more) {
-    float lane[VF_LANES] = {0};
-    if (step == 1) return count == VF_LANES ? vf_load(x) : vf_load_n(x, count);
-    if (step == 2 && count == VF_LANES && more) return vf_even(vf_load(x), vf_load(x + VF_LANES));
-    for (int64_t l = 0; l < count; l++) lane[l] = x[l * step];
-    return vf_load(lane);
-}
-
-#define VEC_INTO_(expr)                                                                            \
-    do {                                                                                           \
-        int64_t i = 0;                                                                             \
-        for (; i + VF_LANES <= n; i += VF_LANES) {                                                 \
-            const vf u = vf_load(y + i);                                                           \
-            const vf v = vec_load_step(x + i * step, step, VF_LANES, i + VF_LANES < n);            \
-            vf_store(y + i, expr);                                                                 \
-        }                                                                                          \
-        if (i < n) {                                                                               \
-            const vf u = vf_load_n(y + i, n - i);                                                  \
-            const vf v = vec_load_step(x + i * step, step, n - i, false);                          \
-            vf_store_n(y + i, expr, n - i);                                                        \
-        }                                                                                          \
-    } while (0)
-
-static void CBN_FN(max_into)(float *y, const float *x, int64_t step, int64_t n) {
-    VEC_INTO_(vf_if_nan(u, u, vf_max(u, v)));
-}
-
-static void CBN_FN(add_into)(float *y, const float *x, int64_t step, int64_t n) {
-    VEC_INTO_(vf_add(u, v));
 }
 
 /* ---- float16 ----------------------------------------------------------------------------------------------------- */

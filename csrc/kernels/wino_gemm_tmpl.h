@@ -9,6 +9,8 @@ enum {
     CBN_FN(WG_NV) = 2,
     /* How far ahead weights are fetched, in floats. A shorter distance disturbs the hardware's own fetching. */
     CBN_FN(WG_AHEAD) = 2048,
+    /* Sums of so few channels begin with an unrolled run of their own, which takes up to an eighth less time. */
+    CBN_FN(WG_SHORT) = 32,
     /* Channels of an unrolled run: all of a block, but no more code than the caches of decoded instructions hold. */
     CBN_FN(WG_RUN) = VF_LANES < 8 ? VF_LANES : TILE_WINO_NP > 8 ? 4 : 8
 };
@@ -19,9 +21,28 @@ CBN_INLINE void CBN_FN(wg_fetch)(const float *u, const int at, const int n) {
         if (f % (CBN_CACHE_LINE / 4) == 0) __builtin_prefetch(u + f + CBN_FN(WG_AHEAD), 0, 3);
 }
 
+/* WG_RUN channels of np tiles; the first ones of a sum need no sums that are zero. */
+CBN_INLINE void CBN_FN(wg_run)(const int np, const int nv, const bool first, const float *v, const float *u, vf *acc) {
+    CBN_UNROLL for (int k = 0; k < CBN_FN(WG_RUN); k++) {
+        CBN_FN(wg_fetch)(u, k * nv * VF_LANES, nv * VF_LANES);
+        vf uv[CBN_FN(WG_NV)];
+        CBN_UNROLL for (int j = 0; j < nv; j++) uv[j] = vf_pin(vf_load(u + (k * nv + j) * VF_LANES));
+        CBN_UNROLL for (int t = 0; t < np; t++) {
+            const vf s = vf_pin(vf_set1(v[t * VF_LANES + k]));
+            CBN_UNROLL for (int j = 0; j < nv; j++) {
+                vf *sum = &acc[t * nv + j];
+                *sum = first && k == 0 ? vf_mul(s, uv[j]) : vf_fma(s, uv[j], *sum);
+            }
+            vf_keep(s);
+        }
+        CBN_UNROLL for (int j = 0; j < nv; j++) vf_keep(uv[j]);
+    }
+}
+
 /* Groups of np tiles each, `count` of them from tile `first` on. */
 CBN_INLINE void CBN_FN(wg_tiles)(const int np, const int nv, const cbn_wino_gemm_args *a, int64_t first,
                                  int64_t count) {
+    const int run = CBN_FN(WG_RUN), u_run = run * nv * VF_LANES;
     const int64_t v_b = a->v_b, m_t = a->m_t, m_v = a->m_v, chunk = a->chunk / VF_LANES, nb = a->nk / VF_LANES;
     const float *v0 = a->v + first * VF_LANES;
     float *m0 = a->m + first * m_t;
@@ -30,25 +51,18 @@ CBN_INLINE void CBN_FN(wg_tiles)(const int np, const int nv, const cbn_wino_gemm
         bool add = a->add;
         for (int64_t left = nb; left > 0; left -= chunk, add = true) {
             vf acc[TILE_WINO_NP * CBN_FN(WG_NV)];
-            CBN_UNROLL for (int i = 0; i < np * nv; i++) acc[i] = vf_zero();
-            for (int64_t b = CBN_MIN(left, chunk); b > 0; b--) {
-                for (int r = 0; r < VF_LANES; r += CBN_FN(WG_RUN)) {
-                    CBN_UNROLL for (int k = 0; k < CBN_FN(WG_RUN); k++) {
-                        CBN_FN(wg_fetch)(u, k * nv * VF_LANES, nv * VF_LANES);
-                        vf uv[CBN_FN(WG_NV)];
-                        CBN_UNROLL for (int j = 0; j < nv; j++) uv[j] = vf_pin(vf_load(u + (k * nv + j) * VF_LANES));
-                        CBN_UNROLL for (int t = 0; t < np; t++) {
-                            const vf s = vf_pin(vf_set1(v[t * VF_LANES + r + k]));
-                            CBN_UNROLL for (int j = 0; j < nv; j++)
-                                acc[t * nv + j] = vf_fma(s, uv[j], acc[t * nv + j]);
-                            vf_keep(s);
-                        }
-                        CBN_UNROLL for (int j = 0; j < nv; j++) vf_keep(uv[j]);
-                    }
-                    u += CBN_FN(WG_RUN) * nv * VF_LANES;
-                }
+            int64_t b = CBN_MIN(left, chunk);
+            if (nb * VF_LANES <= CBN_FN(WG_SHORT)) {
+                CBN_FN(wg_run)(np, nv, true, v, u, acc);
+                u += u_run;
+                for (int r = run; r < VF_LANES; r += run, u += u_run) CBN_FN(wg_run)(np, nv, false, v + r, u, acc);
                 v += v_b;
+                b--;
+            } else {
+                CBN_UNROLL for (int i = 0; i < np * nv; i++) acc[i] = vf_zero();
             }
+            for (; b > 0; b--, v += v_b)
+                for (int r = 0; r < VF_LANES; r += run, u += u_run) CBN_FN(wg_run)(np, nv, false, v + r, u, acc);
             float *m = m0;
             if (add) {
                 CBN_UNROLL for (int t = 0; t < np; t++, m += m_t) {

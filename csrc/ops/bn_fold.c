@@ -104,13 +104,23 @@ CBN_INLINE void scale_rows(const cbn_walk_block *b, cbn_dtype t) {
     }
 }
 
+typedef float four_f32 __attribute__((vector_size(16)));
+typedef double four_f64 __attribute__((vector_size(32)));
+
 /* Rows of contiguous float32 under one factor are what nearly all weights come to. */
 static void scale_rows_f32(const cbn_walk_block *b) {
     for (int64_t r = 0; r < b->rows; ++r) {
         char *CBN_RESTRICT y = b->data[0] + r * b->row[0];
         const char *CBN_RESTRICT x = b->data[1] + r * b->row[1];
         const double s = cbn_get_f64(b->data[2] + r * b->row[2], CBN_F64);
-        for (int64_t c = 0; c < b->cols; ++c)
+        int64_t c = 0;
+        for (; c + 4 <= b->cols; c += 4) {
+            four_f32 v;
+            memcpy(&v, x + c * 4, sizeof v);
+            v = __builtin_convertvector(__builtin_convertvector(v, four_f64) * s, four_f32);
+            memcpy(y + c * 4, &v, sizeof v);
+        }
+        for (; c < b->cols; ++c)
             cbn_put_f64(y + c * 4, CBN_F32, cbn_get_f64(x + c * 4, CBN_F32) * s);
     }
 }

@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <string.h>
 #include "base/cbn_alloc.h"
-#include "base/cbn_checked.h"
 #include "kernels/cbn_amx.h"
 #include "ops/conv_cost.h"
 #include "ops/conv_plan.h"
@@ -39,7 +38,6 @@ typedef struct amx_state {
     int64_t parts;                    /* jobs into which the output channels of a band are split */
     int64_t ntaps;
     tap *taps;
-    size_t w_bytes;
     uint16_t *w; /* [group][block][chunk][tap][CBN_AMX_STEP_WEIGHTS] */
 } amx_state;
 
@@ -110,10 +108,14 @@ static void amx_destroy(void *state) {
     cbn_free(s);
 }
 
+static size_t weight_count(const cbn_conv_desc *d, const amx_state *s) {
+    return (size_t)(d->g * s->blocks * s->chunks * s->ntaps) * CBN_AMX_STEP_WEIGHTS;
+}
+
 /* w is [oc][ic/g][taps]. */
 static void weights_pack(const cbn_conv_desc *d, const cbn_amx *amx, amx_state *s, const float *w) {
     const int64_t term = CBN_AMX_BLOCK * CBN_AMX_DEPTH;
-    memset(s->w, 0, s->w_bytes);
+    memset(s->w, 0, weight_count(d, s) * sizeof *s->w);
     for (int64_t oc = 0; oc < d->oc; oc++) {
         const int64_t g = oc / s->ocg, c = oc % s->ocg, block = g * s->blocks + c / CBN_AMX_BLOCK;
         for (int64_t i = 0; i < s->icg; i++) {
@@ -131,15 +133,12 @@ static cbn_status amx_prepare(const cbn_conv_desc *d, const cbn_conv_context *ct
     amx_state *s = cbn_calloc(sizeof *s);
     if (!s) return cbn_fail_memory(err, "an AMX convolution", sizeof *s);
     layout(d, s);
-    s->taps = cbn_alloc_array((size_t)s->ntaps, sizeof *s->taps);
-    int64_t n = 0;
-    const bool fits = cbn_mul_ok(d->g * s->blocks * s->chunks, s->ntaps, &n) && cbn_mul_ok(n, CBN_AMX_STEP_WEIGHTS * 2, &n);
-    s->w_bytes = fits ? (size_t)n : SIZE_MAX;
-    s->w = fits ? cbn_alloc(s->w_bytes) : NULL;
-    if (!s->taps || !s->w) {
-        const size_t bytes = s->w_bytes;
+    s->taps = cbn_alloc_or_fail((size_t)s->ntaps, sizeof *s->taps, "the taps of a convolution", err);
+    if (s->taps)
+        s->w = cbn_alloc_or_fail(weight_count(d, s), sizeof *s->w, "the packed weights of a convolution", err);
+    if (!s->w) {
         amx_destroy(s);
-        return cbn_fail_memory(err, "the packed weights of a convolution", bytes);
+        return CBN_NO_MEMORY;
     }
     for (int64_t t = 0; t < s->ntaps; t++) {
         const int64_t x = t % d->k[2] * d->dil[2], y = t / d->k[2] % d->k[1] * d->dil[1];
@@ -305,9 +304,8 @@ static void amx_range(void *arg, int64_t begin, int64_t end, int number) {
 static void scratch_layout(const cbn_conv_desc *d, const amx_state *s, amx_run *u) {
     (void)d;
     u->sums_bytes = (size_t)CBN_AMX_BLOCK * PIXELS * sizeof(float);
-    u->steps_bytes = ((size_t)(s->chunks * s->ntaps) * sizeof(int64_t) + CBN_CACHE_LINE - 1) / CBN_CACHE_LINE * CBN_CACHE_LINE;
-    u->worker_bytes = u->sums_bytes + 2 * u->steps_bytes +
-                      (split_bytes(s) + CBN_CACHE_LINE - 1) / CBN_CACHE_LINE * CBN_CACHE_LINE;
+    u->steps_bytes = cbn_whole_lines((size_t)(s->chunks * s->ntaps) * sizeof(int64_t));
+    u->worker_bytes = u->sums_bytes + 2 * u->steps_bytes + cbn_whole_lines(split_bytes(s));
 }
 
 static size_t amx_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, int64_t n, int threads) {

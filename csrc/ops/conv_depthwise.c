@@ -169,16 +169,6 @@ static double depthwise_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx
 
 static void depthwise_destroy(void *state) { cbn_free(state); }
 
-static size_t depthwise_workspace_bytes(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
-                                        int64_t n, int threads) {
-    (void)d;
-    (void)ctx;
-    (void)state;
-    (void)n;
-    (void)threads;
-    return 0;
-}
-
 static void depthwise_describe(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, char *buf,
                                size_t size) {
     (void)d;
@@ -193,7 +183,6 @@ const cbn_conv_impl cbn_conv_depthwise = {
     .prepare = depthwise_prepare,
     .run = depthwise_run,
     .destroy = depthwise_destroy,
-    .workspace_bytes = depthwise_workspace_bytes,
     .describe = depthwise_describe,
     .fused_epilogue = true,
 };

@@ -267,13 +267,10 @@ static cbn_status direct_prepare(const cbn_conv_desc *d, const cbn_conv_context 
     const int64_t most = s->ic_chunk < s->icg ? BATCH_BLOCKS : BATCH_BLOCKS_WHOLE;
     s->batches = s->window > 0 ? cbn_ceil_div(s->blocks, most) : s->blocks;
     s->batch = cbn_ceil_div(s->blocks, s->batches);
-    int64_t n;
-    const bool fits = cbn_mul_ok(d->g * s->blocks, s->icg * s->taps, &n) &&
-                      cbn_mul_ok(n, s->vw, &n) && cbn_mul_ok(n, sizeof(float), &n);
-    s->w_bytes = fits ? (size_t)n : SIZE_MAX;
-    s->w = fits ? cbn_alloc(s->w_bytes) : NULL;
+    s->w = cbn_alloc_or_fail((size_t)(d->g * s->blocks * s->vw), (size_t)(s->icg * s->taps) * sizeof *s->w,
+                             "the packed weights of a convolution", err);
     if (!s->w) {
-        status = cbn_fail_memory(err, "the packed weights of a convolution", s->w_bytes);
+        status = CBN_NO_MEMORY;
         goto done;
     }
     weights_pack(s, d, w);
@@ -285,11 +282,12 @@ done:
 }
 
 /* ---- running --------------------------------------------------------------------------------- */
-/* What the tiles of a block are to prefetch while they compute, a line for every channel of the chunk each: the weights
- * that come next, then what the next job reads of the image, where the hardware does not foresee the walk. */
+/* What the tiles of a block are to prefetch while they compute, one request for every channel of the chunk each: the
+ * weights that come next, then what the next chunk or the next job reads of the image, where the hardware does not
+ * foresee the walk. */
 typedef struct ahead {
     const float *w, *w_end, *x, *x_end;
-    int64_t w_piece, x_plane;
+    int64_t w_step, w_piece, x_plane; /* of w: a channel, a tile */
 } ahead;
 
 static void ahead_take(ahead *p, cbn_conv_oc_args *a) {
@@ -297,13 +295,19 @@ static void ahead_take(ahead *p, cbn_conv_oc_args *a) {
     a->prefetch = NULL;
     if (p->w < p->w_end) {
         a->prefetch = p->w;
-        a->prefetch_step = line;
+        a->prefetch_step = p->w_step;
         p->w += p->w_piece;
     } else if (p->x < p->x_end) {
         a->prefetch = p->x;
         a->prefetch_step = p->x_plane;
         p->x += line;
     }
+}
+
+/* Elements of the next weights that a tile asks for with each channel: a line or, where the tiles of a block have the
+ * time, less, so that requests for the same line repeat rather than those for all lines come at once. */
+static int64_t ahead_step(int64_t per_ic, int64_t tiles) {
+    return CBN_MIN(CBN_CACHE_LINE / (int64_t)sizeof(float), cbn_ceil_div(per_ic, tiles));
 }
 
 /* A batch of blocks of output channels, b0 to b1, of one job. */
@@ -321,9 +325,12 @@ static void batch_run(const direct_run *u, int64_t image, int64_t g, int64_t b0,
         if (s->window > 0 && (s->ic_chunk < s->icg || job->filled != image * u->groups + g))
             cbn_direct_windows_copy(job, x, u->x_plane, a.ic);
         job->filled = image * u->groups + g;
-        ahead pf = {.x_plane = u->x_plane, .w_piece = a.ic * CBN_CACHE_LINE / (int64_t)sizeof(float)};
-        pf.x = x + job->next_from;
-        pf.x_end = x + job->next_to;
+        ahead pf = {.x_plane = u->x_plane, .w_step = ahead_step(per_ic, job->count)};
+        pf.w_piece = a.ic * pf.w_step;
+        if (last) {
+            pf.x = x - i * u->x_plane + job->next_from;
+            pf.x_end = pf.x + job->next_to - job->next_from;
+        }
         for (int64_t b = b0; b < b1; b++) {
             const int64_t oc0 = g * s->ocg + b * s->vw,
                           y_at = image * u->y_image + oc0 * u->y_plane;
@@ -336,7 +343,14 @@ static void batch_run(const direct_run *u, int64_t image, int64_t g, int64_t b0,
             const int nv = (int)cbn_ceil_div(a.oc_valid, u->k->lanes);
             float *acc = job->acc + (b - b0) * job->acc_block;
             pf.w = a.w + s->icg * per_ic;
-            if (b + 1 == b1 && !last) pf.w = a.w + (s->ic_chunk - (b1 - 1 - b0) * s->icg) * per_ic;
+            if (b + 1 == b1 && !last) {
+                /* The next channels: of the image, too, late enough for them to stay. */
+                pf.w = a.w + (s->ic_chunk - (b1 - 1 - b0) * s->icg) * per_ic;
+                pf.w_step = CBN_CACHE_LINE / (int64_t)sizeof(float);
+                pf.w_piece = a.ic * pf.w_step;
+                pf.x = x + s->ic_chunk * u->x_plane + job->from;
+                pf.x_end = pf.x + job->next_from - job->from;
+            }
             pf.w_end = g * s->blocks + b + 1 < u->groups * s->blocks || !last ? pf.w + a.ic * per_ic : pf.w;
             for (const tile *t = job->tiles; t < job->tiles + job->count; t++) {
                 a.x = t->window ? t->window : x;
@@ -372,17 +386,13 @@ static void direct_range(void *arg, int64_t begin, int64_t end, int worker) {
     }
 }
 
-static size_t round_up(size_t bytes) {
-    return (bytes + CBN_CACHE_LINE - 1) / CBN_CACHE_LINE * CBN_CACHE_LINE;
-}
-
 static void scratch_layout(const direct_state *s, const cbn_kernels *k, direct_run *u) {
     const int64_t acc = s->ic_chunk < s->icg ? s->job_tiles * k->oc_np * s->vw * s->batch : 0;
-    u->tiles_bytes = round_up((size_t)s->job_tiles * sizeof(tile));
-    u->taps_bytes = round_up((size_t)s->job_taps * 4 * sizeof(int64_t));
-    u->window_bytes = round_up((size_t)(s->job_tiles * s->window * s->ic_chunk) * sizeof(float));
+    u->tiles_bytes = cbn_whole_lines((size_t)s->job_tiles * sizeof(tile));
+    u->taps_bytes = cbn_whole_lines((size_t)s->job_taps * 4 * sizeof(int64_t));
+    u->window_bytes = cbn_whole_lines((size_t)(s->job_tiles * s->window * s->ic_chunk) * sizeof(float));
     u->worker_bytes =
-        u->tiles_bytes + u->taps_bytes + u->window_bytes + round_up((size_t)acc * sizeof(float));
+        u->tiles_bytes + u->taps_bytes + u->window_bytes + cbn_whole_lines((size_t)acc * sizeof(float));
 }
 
 static size_t direct_workspace(const cbn_conv_desc *d, const cbn_conv_context *ctx,
@@ -420,6 +430,7 @@ static cbn_status direct_go(const cbn_conv_desc *d, const cbn_conv_context *ctx,
     u.batches = s->batches;
     if (threads > 1 && runs * u.batches < 2 * threads)
         u.batches = CBN_MIN(s->blocks, u.batches * cbn_ceil_div(2 * threads, runs * u.batches));
+    u.batches = cbn_even_parts(runs, u.batches, s->blocks, threads);
     const int64_t items = runs * u.batches;
     const int64_t work = cbn_ceil_div(u.tiles, u.jobs) * u.k->oc_np * s->vw * cbn_ceil_div(s->blocks, u.batches) *
                          s->icg * s->taps;

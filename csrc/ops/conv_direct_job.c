@@ -138,15 +138,17 @@ void cbn_direct_job_make(const direct_run *u, int64_t id, direct_job *job) {
     job->acc_block = acc;
     job->filled = -1;
     /* Jobs walk through the image from front to back: the next one reads about as much again behind this one. */
-    int64_t lo = INT64_MAX, hi = 0, end = 0;
+    int64_t lo = INT64_MAX, hi = 0, begin = INT64_MAX, end = 0;
     for (const tile *t = job->tiles; t < job->tiles + job->count; t++) {
         if (t->ntaps == 0 || t->parts == 0) continue;
         const int64_t *reach = t->window ? t->segment_x : t->tap_x, last = (t->window ? t->r->segments : t->ntaps) - 1;
         const int64_t at = t->part[t->parts - 1].x_at;
         lo = CBN_MIN(lo, t->part[0].x_at);
         hi = CBN_MAX(hi, at);
+        begin = CBN_MIN(begin, t->part[0].x_at + CBN_MIN(reach[0], reach[last]));
         end = CBN_MAX(end, at + CBN_MAX(reach[0], reach[last]));
     }
+    job->from = CBN_MIN(CBN_MAX(begin, 0), end);
     job->next_from = end;
     job->next_to = id + 1 < u->jobs && hi > lo ? CBN_MIN(end + (hi - lo), u->x_plane) : end;
 }

@@ -33,7 +33,6 @@ typedef struct direct_state {
     int64_t icg, ocg;       /* channels of one group */
     int nv;                 /* vectors of a block of output channels */
     int64_t vw, blocks, ic_chunk, taps;
-    size_t w_bytes;
     float *w; /* [group][block][channel][tap][vw], zeros beyond the last channel */
 } direct_state;
 
@@ -74,7 +73,7 @@ typedef struct direct_job {
     int64_t *taps;
     float *windows, *acc;
     int64_t acc_block; /* elements of the sums of one block */
-    int64_t next_from, next_to; /* part of a plane that the next job reads, roughly */
+    int64_t from, next_from, next_to; /* it reads [from, next_from) of a plane, the next job to next_to, roughly */
     int64_t filled;    /* what its windows hold: number of the image and group, or -1 */
 } direct_job;
 

@@ -3,13 +3,14 @@
  *
  * A few rows are bound by memory: the weights pass once, several blocks of output channels at a time. Of many rows, a
  * piece of a block's weights stays in L2 while all rows of a job use it; the piece after it is asked for meanwhile.
+ * For a single call of few rows they are not packed at all (kernel linear_raw): reading them once is all there is to do.
  *
  * The sum of an output is taken over channels in order, each one fused multiply-add, whatever the number of rows. */
 #include <stdio.h>
-#include <string.h>
 #include "base/cbn_alloc.h"
 #include "base/cbn_checked.h"
 #include "ops/conv_cost.h"
+#include "ops/conv_pack.h"
 #include "ops/conv_plan.h"
 #include "threads/cbn_parallel.h"
 
@@ -18,13 +19,17 @@ enum {
     JOB_TILES = 8,           /* tiles of CBN_LINEAR_ROWS rows that use a piece */
     STREAM_BLOCKS = 4,       /* blocks of an item of a few rows */
     FEW_ROWS = 3,
+    RAW_ROWS = 2 * CBN_LINEAR_RAW_ROWS, /* rows that do not earn back the packing for one call */
     THREAD_WORK = 400 * 1000 /* multiply-adds worth a thread */
 };
+
+#define PACKED_WEIGHTS "the packed weights of a linear layer"
 
 typedef struct linear_state {
     int64_t ic, oc, width, blocks;
     size_t w_bytes;
-    float *w; /* [block][channel][width], zeros beyond the last channel */
+    float *w;         /* [block][channel][width], zeros beyond the last channel */
+    const float *raw; /* NULL, or what is there instead for a single call: the caller's [channel][input] */
 } linear_state;
 
 static bool linear_supports(const cbn_conv_desc *d, const cbn_conv_context *ctx, const char **why_not) {
@@ -50,16 +55,8 @@ static void linear_destroy(void *state) {
     cbn_free(s);
 }
 
-static void weights_pack(const linear_state *s, const float *w) {
-    float *p = s->w;
-    for (int64_t b = 0; b < s->blocks; b++) {
-        const int64_t valid = CBN_MIN(s->oc - b * s->width, s->width);
-        const float *from = w + b * s->width * s->ic;
-        for (int64_t i = 0; i < s->ic; i++, p += s->width) {
-            for (int64_t c = 0; c < valid; c++) p[c] = from[c * s->ic + i];
-            memset(p + valid, 0, (size_t)(s->width - valid) * sizeof(float));
-        }
-    }
+static void weights_pack(const linear_state *s, float *to, const float *w) {
+    cbn_pack_blocks(to, s->width, w, 1, s->oc, s->ic);
 }
 
 static cbn_status linear_prepare(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *w, void **state,
@@ -73,13 +70,18 @@ static cbn_status linear_prepare(const cbn_conv_desc *d, const cbn_conv_context 
     int64_t n;
     const bool fits = cbn_mul_ok(s->blocks * s->width, s->ic, &n) && cbn_mul_ok(n, sizeof(float), &n);
     s->w_bytes = fits ? (size_t)n : SIZE_MAX;
+    if (fits && ctx->one_shot) {
+        s->raw = w;
+        *state = s;
+        return CBN_OK;
+    }
     s->w = fits ? cbn_alloc(s->w_bytes) : NULL;
     if (!s->w) {
         const size_t bytes = s->w_bytes;
         linear_destroy(s);
-        return cbn_fail_memory(err, "the packed weights of a linear layer", bytes);
+        return cbn_fail_memory(err, PACKED_WEIGHTS, bytes);
     }
-    weights_pack(s, w);
+    weights_pack(s, s->w, w);
     *state = s;
     return CBN_OK;
 }
@@ -88,6 +90,7 @@ typedef struct linear_run {
     const cbn_kernels *k;
     const linear_state *s;
     const cbn_conv_call *call;
+    const float *w;              /* packed, unless they are raw */
     int64_t tiles, jobs;         /* rows are spread evenly over tiles, these over jobs */
     int64_t per_item, items;     /* blocks of an item, items of a job */
     int64_t pieces;              /* of the sum */
@@ -109,7 +112,7 @@ static void item_run(const linear_run *u, int64_t job, int64_t item) {
         a.ic = i1 - i0;
         a.first = piece == 0;
         a.last = piece + 1 == u->pieces;
-        a.w = s->w + (c0 * s->ic) + i0 * s->width;
+        a.w = u->w + (c0 * s->ic) + i0 * s->width;
         /* What follows in memory is the next piece or the next block. */
         const bool ahead = !a.last || item + 1 < u->items;
         for (int64_t t = t0; t < t1; t++) {
@@ -131,13 +134,49 @@ static void linear_range(void *arg, int64_t begin, int64_t end, int worker) {
     for (int64_t i = begin; i < end; i++) item_run(u, i / u->items, i % u->items);
 }
 
+/* Items are pairs of a tile of rows and some channels. */
+static void raw_range(void *arg, int64_t begin, int64_t end, int worker) {
+    const linear_run *u = arg;
+    const linear_state *s = u->s;
+    const cbn_conv_call *call = u->call;
+    (void)worker;
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t row = tile_row(u, i / u->items), c0 = i % u->items * s->width, at = row * s->oc + c0;
+        const cbn_linear_args a = {
+            .x = (const float *)call->x + row * s->ic, .x_p = s->ic, .w = s->raw + c0 * s->ic, .w_b = s->ic,
+            .ic = s->ic, .y = (float *)call->y + at, .y_p = s->oc, .oc_valid = CBN_MIN(s->width, s->oc - c0),
+            .first = true, .last = true,
+            .epi = {(const float *)call->bias + c0, call->residual ? (const float *)call->residual + at : NULL,
+                    call->lo, call->hi}};
+        u->k->linear_raw((int)(tile_row(u, i / u->items + 1) - row), &a);
+    }
+}
+
+static void run_raw(linear_run *u) {
+    const linear_state *s = u->s;
+    u->tiles = cbn_ceil_div(u->call->n, CBN_LINEAR_RAW_ROWS);
+    u->items = s->blocks;
+    const int64_t work = s->ic * s->width * cbn_ceil_div(u->call->n, u->tiles);
+    cbn_parallel_for(u->tiles * u->items, CBN_MAX(THREAD_WORK / CBN_MAX(work, 1), 1), u->call->max_threads, raw_range, u);
+}
+
 static cbn_status linear_go(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
                             const cbn_conv_call *call, cbn_error *err) {
     const linear_state *s = state;
     (void)d;
-    (void)err;
     if (call->n == 0) return CBN_OK;
-    linear_run u = {.k = ctx->kernels, .s = s, .call = call};
+    linear_run u = {.k = ctx->kernels, .s = s, .call = call, .w = s->w};
+    if (s->raw && call->n <= RAW_ROWS) {
+        run_raw(&u);
+        return CBN_OK;
+    }
+    float *packed = NULL;
+    if (s->raw) {
+        packed = cbn_scratch_get(s->w_bytes);
+        if (!packed) return cbn_fail_memory(err, PACKED_WEIGHTS, s->w_bytes);
+        weights_pack(s, packed, s->raw);
+        u.w = packed;
+    }
     u.tiles = cbn_ceil_div(call->n, CBN_LINEAR_ROWS);
     u.jobs = cbn_ceil_div(u.tiles, JOB_TILES);
     u.per_item = call->n <= FEW_ROWS ? STREAM_BLOCKS : 1;
@@ -146,6 +185,7 @@ static cbn_status linear_go(const cbn_conv_desc *d, const cbn_conv_context *ctx,
     u.pieces = u.tiles == 1 ? 1 : cbn_ceil_div(s->ic, fit);
     const int64_t work = s->ic * s->width * u.per_item * cbn_ceil_div(call->n, u.jobs);
     cbn_parallel_for(u.jobs * u.items, CBN_MAX(THREAD_WORK / work, 1), call->max_threads, linear_range, &u);
+    cbn_scratch_put(packed);
     return CBN_OK;
 }
 
@@ -153,10 +193,9 @@ static size_t linear_workspace(const cbn_conv_desc *d, const cbn_conv_context *c
                                int threads) {
     (void)d;
     (void)ctx;
-    (void)state;
-    (void)n;
     (void)threads;
-    return 0;
+    const linear_state *s = state;
+    return s->raw && n > RAW_ROWS ? s->w_bytes : 0;
 }
 
 static void linear_describe(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state, char *buf,

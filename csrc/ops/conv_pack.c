@@ -33,6 +33,15 @@ CBN_INLINE void pack_4x4(float *CBN_RESTRICT out, int64_t lanes, const float *CB
     store(out + 3 * lanes, __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7));
 }
 
+/* The same of two rows. */
+CBN_INLINE void pack_2x4(float *CBN_RESTRICT out, int64_t lanes, const float *CBN_RESTRICT rows, int64_t row_step) {
+    const four a = load(rows), b = load(rows + row_step);
+    float pairs[8];
+    store(pairs, __builtin_shufflevector(a, b, 0, 4, 1, 5));
+    store(pairs + 4, __builtin_shufflevector(a, b, 2, 6, 3, 7));
+    for (int i = 0; i < 4; i++) memcpy(out + i * lanes, pairs + 2 * i, 2 * sizeof *out);
+}
+
 CBN_INLINE void pack_some(float *CBN_RESTRICT out, int64_t lanes, const float *CBN_RESTRICT rows, int64_t row_step,
                           int64_t valid, int64_t count) {
     int64_t lane = 0;
@@ -42,6 +51,13 @@ CBN_INLINE void pack_some(float *CBN_RESTRICT out, int64_t lanes, const float *C
         for (; k + 4 <= count; k += 4) pack_4x4(out + k * lanes + lane, lanes, from + k, row_step);
         for (; k < count; k++)
             for (int64_t i = 0; i < 4; i++) out[k * lanes + lane + i] = from[i * row_step + k];
+    }
+    for (; lane + 2 <= valid; lane += 2) {
+        const float *from = rows + lane * row_step;
+        int64_t k = 0;
+        for (; k + 4 <= count; k += 4) pack_2x4(out + k * lanes + lane, lanes, from + k, row_step);
+        for (; k < count; k++)
+            for (int64_t i = 0; i < 2; i++) out[k * lanes + lane + i] = from[i * row_step + k];
     }
     for (; lane < valid; lane++)
         for (int64_t k = 0; k < count; k++) out[k * lanes + lane] = rows[lane * row_step + k];

@@ -47,13 +47,13 @@ typedef struct cbn_conv_impl {
     cbn_status (*run)(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
                       const cbn_conv_call *call, cbn_error *err);
     void (*destroy)(void *state); /* NULL is fine */
-    /* Scratch of one run with this many threads. */
+    /* Scratch of one run with this many threads; NULL: none. */
     size_t (*workspace_bytes)(const cbn_conv_desc *d, const cbn_conv_context *ctx,
                               const void *state, int64_t n, int threads);
     /* A few words about tiling for explain(), into buf. */
     void (*describe)(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
                      char *buf, size_t size);
-    /* true: applies call->lo/hi and call->residual itself; false: conv_plan.c does it afterwards.
+    /* true: applies call->lo/hi and call->residual itself; false: conv_plan_run.c does it afterwards.
      */
     bool fused_epilogue;
     /* true: an Inf or NaN of the input may reach outputs that do not depend on it; `run` reports such images in

@@ -52,8 +52,9 @@ static void candidates_fill(const cbn_conv_plan *p, const cbn_plan_shape *s, int
 static size_t image_workspace(const cbn_conv_plan *p, const cbn_plan_shape *s, int index, int64_t n, int64_t images) {
     const cbn_conv_impl *impl = cbn_plan_impls[index];
     const void *state = atomic_load_explicit(&s->state[index], memory_order_acquire);
-    return cbn_plan_stage_bytes(p, s, CBN_MIN(n, images), false) + cbn_plan_redo_bytes(impl, images) +
-           impl->workspace_bytes(&s->d, &p->ctx, state, images, cbn_threads_get(NULL));
+    const size_t own =
+        impl->workspace_bytes ? impl->workspace_bytes(&s->d, &p->ctx, state, images, cbn_threads_get(NULL)) : 0;
+    return cbn_plan_stage_bytes(p, s, CBN_MIN(n, images), false) + cbn_plan_redo_bytes(impl, images) + own;
 }
 
 cbn_status cbn_plan_explain(cbn_conv_plan *p, int64_t n, const int64_t *in, cbn_plan_report *out,

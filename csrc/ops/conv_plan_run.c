@@ -30,16 +30,12 @@ static stage_sizes stage_elems(const cbn_conv_plan *p, const cbn_plan_shape *s, 
                          .y = wide ? s->y_elems : 0};
 }
 
-static size_t round_up(size_t bytes) {
-    return (bytes + CBN_CACHE_LINE - 1) / CBN_CACHE_LINE * CBN_CACHE_LINE;
-}
-
 static size_t padded_bytes(const cbn_conv_plan *p, const stage_sizes *z, int64_t images) {
-    return round_up((size_t)(images * z->padded) * cbn_dtype_size(p->g.dtype));
+    return cbn_whole_lines((size_t)(images * z->padded) * cbn_dtype_size(p->g.dtype));
 }
 
 static size_t wide_bytes(int64_t elems, int64_t images) {
-    return round_up((size_t)(images * elems) * sizeof(float));
+    return cbn_whole_lines((size_t)(images * elems) * sizeof(float));
 }
 
 size_t cbn_plan_stage_bytes(const cbn_conv_plan *p, const cbn_plan_shape *s, int64_t images,

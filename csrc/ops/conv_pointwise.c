@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <string.h>
 #include "base/cbn_alloc.h"
-#include "base/cbn_checked.h"
 #include "ops/conv_cost.h"
 #include "ops/conv_pack.h"
 #include "ops/conv_plan.h"
@@ -45,7 +44,6 @@ typedef struct pointwise_state {
     int64_t even, larger; /* vectors of a panel; the first `larger` panels have one more */
     int64_t super; /* most pixels in a super-panel, rounded up to vectors */
     bool strided, pack;
-    size_t w_bytes;
     float *w; /* [group][block][channel][px_mr], zeros beyond the last channel */
 } pointwise_state;
 
@@ -138,14 +136,11 @@ static cbn_status pointwise_prepare(const cbn_conv_desc *d, const cbn_conv_conte
     const int64_t fit = CBN_MAX(super_bytes / (s->icg * nv * lanes * (int64_t)sizeof(float)), 1);
     s->supers = CBN_MAX(cbn_ceil_div(s->panels, fit), CBN_MIN(s->panels, cbn_ceil_div(LEAST_ITEMS, s->batches)));
     s->super = cbn_ceil_div(s->panels, s->supers) * nv * lanes;
-    int64_t n;
-    const bool fits = cbn_mul_ok(d->g * group_width(s), s->icg, &n) && cbn_mul_ok(n, sizeof(float), &n);
-    s->w_bytes = fits ? (size_t)n : SIZE_MAX;
-    s->w = fits ? cbn_alloc(s->w_bytes) : NULL;
+    s->w = cbn_alloc_or_fail((size_t)(d->g * group_width(s)), (size_t)s->icg * sizeof *s->w,
+                             "the packed weights of a convolution", err);
     if (!s->w) {
-        const size_t bytes = s->w_bytes;
         pointwise_destroy(s);
-        return cbn_fail_memory(err, "the packed weights of a convolution", bytes);
+        return CBN_NO_MEMORY;
     }
     float *p = s->w;
     for (int64_t g = 0; g < d->g; g++) {
@@ -197,8 +192,28 @@ static panel panel_get(const pointwise_run *u, int64_t number) {
 }
 
 /* Copies every channel's pixels of a strided panel. */
-static void panel_pack(const pointwise_run *u, const panel *t, const float *x, float *out) {
+static void panel_gather(const pointwise_run *u, const panel *t, const float *x, float *out) {
     const pointwise_state *s = u->s;
+    const int64_t width = u->d->out[2], step = u->d->stride[2], lanes = u->k->lanes;
+    if (step <= 2) {
+        cbn_panel_move moves[MAX_PANEL];
+        int64_t nmoves = 0;
+        for (int64_t p = 0, end = 0; p < t->n; p = end) {
+            const int64_t from = pixel_at(u->d, t->p0 + p);
+            end = CBN_MIN(p + width - (t->p0 + p) % width, t->n);
+            /* The last row goes on as zeros to where the panel ends. */
+            for (int64_t q = p; q < (end < t->n ? end : t->pitch); q += lanes) {
+                const int64_t n = CBN_MIN(lanes, t->pitch - q), read = CBN_MAX(CBN_MIN(end - q, lanes), 0);
+                moves[nmoves++] = (cbn_panel_move){from + (q - p) * step,
+                                                   q,
+                                                   .hi = (int16_t)read,
+                                                   .n = (int16_t)n,
+                                                   .skip = (int16_t)(step - 1)};
+            }
+        }
+        u->k->panel_pack(out, t->pitch, x, s->x_plane, s->icg, moves, nmoves);
+        return;
+    }
     int64_t from[MAX_PANEL];
     for (int64_t p = 0; p < t->n; p++) from[p] = pixel_at(u->d, t->p0 + p);
     for (int64_t i = 0; i < s->icg; i++, out += t->pitch, x += s->x_plane) {
@@ -207,7 +222,7 @@ static void panel_pack(const pointwise_run *u, const panel *t, const float *x, f
     }
 }
 
-/* A super-panel, panels [i0, i1) of a group of an image, and the one a worker takes after it. */
+/* A super-panel, panels [i0, i1) of a group of an image, and the one a worker takes after it (of a strided one). */
 typedef struct super_panel {
     int64_t i0, i1;
     const float *x, *next_x; /* first channel of the group; NULL: no next one */
@@ -268,7 +283,7 @@ static void blocks_run(const pointwise_run *u, int64_t image, int64_t g, super_p
         const panel p = panel_get(u, i);
         side = panels_side(u, i, t->i1);
         const int64_t at = (image * u->d->oc + oc0) * s->plane + p.p0;
-        if (copy && s->strided) panel_pack(u, &p, t->x, packed);
+        if (copy && s->strided) panel_gather(u, &p, t->x, packed);
         const bool from_image = !packed || (copy && !s->strided);
         a.np = (int32_t)p.n;
         a.x = from_image ? t->x + p.p0 : packed;
@@ -290,7 +305,7 @@ static void super_enter(const pointwise_run *u, int64_t item, int64_t end, super
     const int64_t number = item / s->batches, stop = CBN_MIN((number + 1) * s->batches, end);
     t->next_x = NULL;
     t->nlines = t->line = t->due = 0;
-    if (stop < end) {
+    if (stop < end && s->strided) {
         t->next_x = super_find(u, number + 1, &t->i0, &t->i1);
         super_lines(u, t->i0, t->i1, t);
     }

@@ -171,16 +171,6 @@ static cbn_status ref_run(const cbn_conv_desc *d, const cbn_conv_context *ctx, c
     return CBN_OK;
 }
 
-static size_t ref_workspace_bytes(const cbn_conv_desc *d, const cbn_conv_context *ctx,
-                                  const void *state, int64_t n, int threads) {
-    (void)d;
-    (void)ctx;
-    (void)state;
-    (void)n;
-    (void)threads;
-    return 0;
-}
-
 static void ref_describe(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,
                          char *buf, size_t size) {
     (void)ctx;
@@ -195,7 +185,6 @@ const cbn_conv_impl cbn_conv_ref = {
     .prepare = ref_prepare,
     .run = ref_run,
     .destroy = ref_destroy,
-    .workspace_bytes = ref_workspace_bytes,
     .describe = ref_describe,
     .fused_epilogue = false,
 };

@@ -26,7 +26,6 @@
 #include <stdio.h>
 #include <string.h>
 #include "base/cbn_alloc.h"
-#include "base/cbn_checked.h"
 #include "ops/conv_cost.h"
 #include "ops/conv_plan.h"
 #include "threads/cbn_parallel.h"
@@ -58,7 +57,6 @@ typedef struct strassen_state {
     int64_t rest, rest_panels, rest_vectors; /* pixels beyond the pairs */
     int64_t operand;            /* floats of a right operand and some, lest all start in the same lines of L1 */
     float limit;                /* of the sum of a column's absolute values */
-    size_t w_bytes;
     float *w;     /* [group][left operand][block][channel][width of the block] */
     float *zeros; /* [oc2] */
 } strassen_state;
@@ -177,16 +175,14 @@ static cbn_status strassen_prepare(const cbn_conv_desc *d, const cbn_conv_contex
     s->rest = s->plane - s->pairs * 2 * s->panel;
     s->rest_vectors = cbn_ceil_div(s->rest, lanes);
     s->rest_panels = cbn_ceil_div(s->rest_vectors, nv);
-    int64_t n;
-    const bool fits = cbn_mul_ok(d->g * left_operands(s) * s->oc2, s->ic2, &n) && cbn_mul_ok(n, sizeof(float), &n);
-    s->w_bytes = fits ? (size_t)n : SIZE_MAX;
-    s->w = fits ? cbn_alloc(s->w_bytes) : NULL;
-    s->zeros = s->w ? cbn_calloc((size_t)s->oc2 * sizeof(float)) : NULL;
+    s->w = cbn_alloc_or_fail((size_t)(d->g * left_operands(s) * s->oc2), (size_t)s->ic2 * sizeof *s->w,
+                             "the packed weights of a convolution", err);
+    if (s->w) s->zeros = cbn_alloc_or_fail((size_t)s->oc2, sizeof *s->zeros, "zeros for a convolution", err);
     if (!s->zeros) {
-        const size_t bytes = s->w_bytes;
         strassen_destroy(s);
-        return cbn_fail_memory(err, "the packed weights of a convolution", bytes);
+        return CBN_NO_MEMORY;
     }
+    memset(s->zeros, 0, (size_t)s->oc2 * sizeof *s->zeros);
     double total;
     weights_pack(d, s, w, &total);
     /* 0 when a weight is Inf or NaN. */

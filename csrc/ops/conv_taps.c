@@ -23,9 +23,8 @@ enum {
     COPY_BYTES = 96 * 1024,        /* of a job: stays in L2, with as much of x and y passing by */
     COPY_BYTES_MOST = 1024 * 1024, /* where even a small box needs more */
     WEIGHT_BYTES = 192 * 1024,     /* of a group: stay in L2 */
-    STEP_BYTES = 20 * 1024,        /* of what a step's tiles read: stays in L1 with a block's weights */
-    STEP_VECTORS = 96,
-    STEP_TILES = 4,          /* at least: fewer do not cover what it takes to start a block */
+    ROW_BYTES = 20 * 1024,         /* of what a row reads: stays in L1 with a block's weights */
+    STEP_VECTORS = 96, /* the more the better (measured): what a block takes to start outweighs reading a row from L2 */
     PLACE_BYTES = 12 * 1024, /* of a step that reads x in place: y passes by as well */
     MIN_VECTORS = 3,         /* of a row in a box */
     THREAD_WORK = 500 * 1000,
@@ -106,17 +105,13 @@ static bool boxes_make(taps_state *s, const cbn_conv_desc *d, const cbn_kernels 
     s->plane_rows = cbn_taps_reach(d, s->box_rows);
     s->copy_bytes = (size_t)(d->k[0] * s->plane_rows * s->row_floats) * sizeof(float);
 
-    const int64_t row_bytes = d->k[0] * s->row_floats * (int64_t)sizeof(float);
-    int64_t rows = (STEP_BYTES / row_bytes - (d->k[1] - 1) * d->dil[1]) / d->stride[1];
-    rows = CBN_MIN(CBN_MAX(rows, 1), s->box_rows);
-    s->step = CBN_MAX(rows * s->box_vectors, STEP_TILES * nv);
-    s->step = CBN_MIN(s->step, CBN_MIN(s->box_rows * s->box_vectors, STEP_VECTORS));
+    s->step = CBN_MIN(s->box_rows * s->box_vectors, STEP_VECTORS);
     s->in_place = fits_in_place(d, k);
     if (s->in_place) {
         s->step = CBN_MIN(CBN_MAX(PLACE_BYTES / (s->icg * lanes * (int64_t)sizeof(float)), nv), s->step);
         s->copy_bytes = 0;
     }
-    if (s->step > nv) s->step = s->step / nv * nv;
+    if (s->step > nv && s->step < s->box_rows * s->box_vectors) s->step = s->step / nv * nv;
     return true;
 }
 
@@ -154,7 +149,7 @@ static double taps_cost(const cbn_conv_desc *d, const cbn_conv_context *ctx) {
     for (int64_t b = 0; b < s.blocks; b++) {
         const int mr = (int)(block_first(&s, b + 1) - block_first(&s, b)), nv = cbn_tap_nv(k, mr);
         /* A vector of pixels takes about a cycle to load. */
-        const double share = row_bytes < STEP_BYTES ? 0.96 : s.in_place ? 0.92 : 0.95;
+        const double share = row_bytes < ROW_BYTES ? 0.96 : s.in_place ? 0.92 : 0.95;
         const double tap = CBN_MAX(0.5 * mr * nv / share, 1.0 * nv + 0.5 * mr);
         cycles += CBN_MAX(vectors / nv, 1) * (tap * taps + 50.0 + 3.0 * mr * nv);
     }
@@ -224,14 +219,14 @@ static cbn_status taps_prepare(const cbn_conv_desc *d, const cbn_conv_context *c
     taps_state *s = cbn_calloc(sizeof *s);
     if (!s) return cbn_fail_memory(err, "a convolution", sizeof *s);
     (void)boxes_make(s, d, ctx->kernels);
-    s->w_bytes = (size_t)(d->oc * s->ntaps) * sizeof(float);
-    s->tap = cbn_alloc_array((size_t)s->ntaps, sizeof *s->tap);
-    s->phase = cbn_alloc_array((size_t)s->phases, sizeof *s->phase);
-    s->w = cbn_alloc(s->w_bytes);
-    if (!s->tap || !s->phase || !s->w) {
-        const size_t bytes = s->w_bytes + (size_t)s->ntaps * sizeof *s->tap;
+    s->tap = cbn_alloc_or_fail((size_t)s->ntaps, sizeof *s->tap, "the taps of a convolution", err);
+    if (s->tap) s->phase = cbn_alloc_or_fail((size_t)s->phases, sizeof *s->phase, "the phases of a row", err);
+    if (s->phase)
+        s->w = cbn_alloc_or_fail((size_t)d->oc, (size_t)s->ntaps * sizeof *s->w,
+                                 "the packed weights of a convolution", err);
+    if (!s->w) {
         taps_destroy(s);
-        return cbn_fail_memory(err, "the packed weights of a convolution", bytes);
+        return CBN_NO_MEMORY;
     }
     taps_list(s, d);
     weights_pack(s, d, w);

@@ -14,7 +14,7 @@ typedef struct taps_state {
     int64_t phases, phase_floats, used_floats; /* of a copied row of a channel */
     int64_t row_floats;             /* of a copied row of all channels */
     int64_t plane_rows;             /* copied rows of one depth tap */
-    size_t w_bytes, copy_bytes;
+    size_t copy_bytes;
     int32_t *tap;   /* [ntaps] */
     int64_t *phase; /* [phases] column offsets */
     float *w;       /* [group][block][channel][tap][channels of the block] */

@@ -18,8 +18,8 @@
 #include <stdio.h>
 #include <string.h>
 #include "base/cbn_alloc.h"
-#include "base/cbn_checked.h"
 #include "ops/conv_cost.h"
+#include "ops/conv_pack.h"
 #include "ops/conv_transposed_priv.h"
 #include "threads/cbn_parallel.h"
 
@@ -72,8 +72,7 @@ static double transposed_cost(const cbn_conv_desc *d, const cbn_conv_context *ct
     /* Weaving takes four cycles a vector; with other strides it goes element by element. */
     const int64_t s = d->stride[2];
     const double out = (double)(d->oc * d->out[0] * d->out[1] * d->out[2]);
-    /* Packed twice: once more for `direct`. */
-    const double pack = ctx->one_shot ? 10.0 * taps * (double)d->oc : 0;
+    const double pack = ctx->one_shot ? 5.0 * taps * (double)d->oc : 0;
     return products + out * (s == 2 || s == 4 || s == 8 ? 4.0 / k->lanes : 2.0) + pack;
 }
 
@@ -104,33 +103,121 @@ static bool phases_fill(const cbn_conv_desc *d, int a, phase *p) {
     return same;
 }
 
-/* w: [ic][oc/g][kd][kh][kw]. */
-static void phase_pack(const transposed_state *s, const cbn_conv_desc *d, int mr, const float *w,
-                       const int64_t r[CBN_MAX_SPATIAL]) {
-    const phase *z = &s->phases[0][r[0]], *y = &s->phases[1][r[1]], *x = &s->phases[2][r[2]];
-    const int64_t taps = d->k[0] * d->k[1] * d->k[2];
-    for (int64_t g = 0; g < d->g; g++) {
-        float *p = cbn_phase_weights(s, d, mr, g, r, 0);
-        for (int64_t b = 0; b < s->blocks; b++)
-            for (int64_t i = 0; i < s->icg; i++)
-                for (int64_t tz = 0; tz < z->ntaps; tz++)
-                    for (int64_t ty = 0; ty < y->ntaps; ty++)
-                        for (int64_t tx = 0; tx < x->ntaps; tx++) {
-                            const int64_t at =
-                                ((z->t0 + tz * d->stride[0]) * d->k[1] + y->t0 + ty * d->stride[1]) *
-                                    d->k[2] +
-                                x->t0 + tx * d->stride[2];
-                            for (int64_t c = b * mr; c < (b + 1) * mr; c++)
-                                *p++ = c < s->ocg ? w[((g * s->icg + i) * s->ocg + c) * taps + at] : 0.0f;
-                        }
+/* ---- packing ---- */
+enum {
+    TURN = 4096,      /* floats of some channels that are turned at a time */
+    SOURCE = 64 * 1024 /* floats that stay in L1 or L2 while all blocks take theirs */
+};
+
+/* A phase that has taps: where they begin among all of them, in the order of phases. */
+typedef struct run_of_taps {
+    int64_t before, ntaps;
+} run_of_taps;
+
+typedef struct pack_job {
+    const transposed_state *s;
+    const float *w; /* [ic][oc/g][tap] */
+    int mr;
+    int64_t taps, channels, pieces; /* input channels of an item, items of a group */
+    int64_t nruns;
+    run_of_taps *runs;
+    int64_t *tap; /* in the order of phases */
+} pack_job;
+
+static void taps_list(pack_job *j, const cbn_conv_desc *d) {
+    phase *const *f = j->s->phases;
+    int64_t n = 0, r[CBN_MAX_SPATIAL];
+    for (r[0] = 0; r[0] < d->stride[0]; r[0]++)
+        for (r[1] = 0; r[1] < d->stride[1]; r[1]++)
+            for (r[2] = 0; r[2] < d->stride[2]; r[2]++) {
+                const phase *z = &f[0][r[0]], *y = &f[1][r[1]], *x = &f[2][r[2]];
+                const int64_t ntaps = cbn_phase_taps(j->s, r);
+                if (ntaps > 0) j->runs[j->nruns++] = (run_of_taps){n, ntaps};
+                for (int64_t t = 0; t < ntaps; t++) {
+                    const int64_t tz = t / x->ntaps / y->ntaps, ty = t / x->ntaps % y->ntaps, tx = t % x->ntaps;
+                    j->tap[n++] = ((z->t0 + tz * d->stride[0]) * d->k[1] + y->t0 + ty * d->stride[1]) * d->k[2] +
+                                  x->t0 + tx * d->stride[2];
+                }
+            }
+    assert(n == j->taps);
+}
+
+/* The taps of channels [i0, i1) for all phases of a block from `turned`, [channel][tap][mr]. */
+static void phases_take(const pack_job *j, int64_t g, int64_t b, int64_t i0, int64_t i1, const float *turned) {
+    const transposed_state *s = j->s;
+    for (const run_of_taps *run = j->runs; run < j->runs + j->nruns; run++) {
+        const int64_t *tap = j->tap + run->before;
+        const int64_t per_tap = s->icg * s->blocks, at = (b * s->icg + i0) * run->ntaps;
+        float *p = s->w + ((g * j->taps + run->before) * per_tap + at) * j->mr;
+        for (int64_t i = 0; i < i1 - i0; i++)
+            for (int64_t t = 0; t < run->ntaps; t++, p += j->mr) {
+                const float *from = turned + (i * j->taps + tap[t]) * j->mr;
+                if (j->mr == 6) memcpy(p, from, 6 * sizeof *p); /* without a call */
+                else memcpy(p, from, (size_t)j->mr * sizeof *p);
+            }
     }
+}
+
+/* Items are pieces of the input channels of all groups. */
+static void pack_range(void *arg, int64_t begin, int64_t end, int worker) {
+    (void)worker;
+    const pack_job *j = arg;
+    const transposed_state *s = j->s;
+    float turned[TURN];
+    for (int64_t n = begin; n < end; n++) {
+        const int64_t g = n / j->pieces, i0 = n % j->pieces * j->channels, i1 = CBN_MIN(i0 + j->channels, s->icg);
+        for (int64_t b = 0; b < s->blocks; b++) {
+            const int64_t valid = CBN_MIN(s->ocg - b * j->mr, j->mr);
+            for (int64_t i = i0; i < i1; i++)
+                cbn_pack_rows(turned + (i - i0) * j->taps * j->mr, j->mr,
+                              j->w + ((g * s->icg + i) * s->ocg + b * j->mr) * j->taps, j->taps, valid, j->taps);
+            phases_take(j, g, b, i0, i1, turned);
+        }
+    }
+}
+
+/* Kernels whose taps do not fit into `turned`. */
+static void pack_large(const pack_job *j, const cbn_conv_desc *d) {
+    const transposed_state *s = j->s;
+    for (int64_t g = 0; g < d->g; g++)
+        for (const run_of_taps *run = j->runs; run < j->runs + j->nruns; run++) {
+            float *p = s->w + (g * j->taps + run->before) * s->icg * s->blocks * j->mr;
+            for (int64_t b = 0; b < s->blocks; b++)
+                for (int64_t i = 0; i < s->icg; i++)
+                    for (int64_t t = run->before; t < run->before + run->ntaps; t++)
+                        for (int64_t c = b * j->mr; c < (b + 1) * j->mr; c++)
+                            *p++ = c < s->ocg ? j->w[((g * s->icg + i) * s->ocg + c) * j->taps + j->tap[t]] : 0.0f;
+        }
+}
+
+static cbn_status weights_pack(const transposed_state *s, const cbn_conv_desc *d, int mr, const float *w,
+                               cbn_error *err) {
+    const int64_t taps = d->k[0] * d->k[1] * d->k[2], fit = TURN / (taps * mr);
+    pack_job job = {.s = s, .w = w, .mr = mr, .taps = taps};
+    const size_t each = sizeof *job.runs + sizeof *job.tap;
+    job.runs = cbn_alloc_array((size_t)taps, each);
+    if (!job.runs) return cbn_fail_memory(err, "the taps of a convolution", (size_t)taps * each);
+    job.tap = (int64_t *)(job.runs + taps);
+    taps_list(&job, d);
+    if (fit > 0) {
+        job.channels = CBN_MIN(CBN_MAX(SOURCE / (s->ocg * taps), 1), fit);
+        job.pieces = cbn_ceil_div(s->icg, job.channels);
+        cbn_parallel_for(d->g * job.pieces, 1 + 4 * SOURCE / (s->ocg * taps * job.channels), 0, pack_range, &job);
+    } else {
+        pack_large(&job, d);
+    }
+    cbn_free(job.runs);
+    return CBN_OK;
 }
 
 static bool all_finite(const float *w, int64_t n) {
     /* An Inf or NaN times zero is NaN and stays one in the sum. */
     float sum[8] = {0};
-    for (int64_t i = 0; i < n; i++) sum[i % 8] += w[i] * 0.0f;
-    for (int i = 1; i < 8; i++) sum[0] += sum[i];
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int l = 0; l < 8; l++) sum[l] += w[i + l] * 0.0f;
+    for (; i < n; i++) sum[0] += w[i] * 0.0f;
+    for (int l = 1; l < 8; l++) sum[0] += sum[l];
     return !isnan(sum[0]);
 }
 
@@ -188,25 +275,17 @@ static cbn_status transposed_prepare(const cbn_conv_desc *d, const cbn_conv_cont
     s->plain = s->shared && s->max_taps == 1;
     for (int a = 0; a < CBN_MAX_SPATIAL; a++)
         s->plain = s->plain && s->grid[a] == d->in[a] && s->phases[a][0].first == 0;
-    s->zeros_bytes = (size_t)(s->blocks * mr) * sizeof *s->zeros;
-    s->zeros = cbn_calloc(s->zeros_bytes);
-    if (!s->zeros) {
-        status = cbn_fail_memory(err, "zeros for a convolution", s->zeros_bytes);
-        goto done;
-    }
-    int64_t n;
-    const bool fits =
-        cbn_mul_ok(d->g * s->blocks * mr, s->icg * taps, &n) && cbn_mul_ok(n, sizeof(float), &n);
-    s->w_bytes = fits ? (size_t)n : SIZE_MAX;
-    s->w = fits ? cbn_alloc(s->w_bytes) : NULL;
+    const size_t channels = (size_t)(s->blocks * mr);
+    s->zeros = cbn_alloc_or_fail(channels, sizeof *s->zeros, "zeros for a convolution", err);
+    if (s->zeros)
+        s->w = cbn_alloc_or_fail((size_t)d->g * channels, (size_t)(s->icg * taps) * sizeof *s->w,
+                                 "the packed weights of a convolution", err);
     if (!s->w) {
-        status = cbn_fail_memory(err, "the packed weights of a convolution", s->w_bytes);
+        status = CBN_NO_MEMORY;
         goto done;
     }
-    int64_t r[CBN_MAX_SPATIAL];
-    for (r[0] = 0; r[0] < st[0]; r[0]++)
-        for (r[1] = 0; r[1] < st[1]; r[1]++)
-            for (r[2] = 0; r[2] < st[2]; r[2]++) phase_pack(s, d, mr, w, r);
+    memset(s->zeros, 0, channels * sizeof *s->zeros);
+    status = weights_pack(s, d, mr, w, err);
 done:
     if (status == CBN_OK)
         *state = s;
@@ -256,14 +335,12 @@ static void transposed_range(void *arg, int64_t begin, int64_t end, int worker) 
     }
 }
 
-static size_t round_up(int64_t bytes) { return (size_t)cbn_ceil_div(bytes, CBN_CACHE_LINE) * CBN_CACHE_LINE; }
-
 static void scratch_layout(const transposed_state *s, const cbn_conv_desc *d, const cbn_kernels *k,
                            transposed_run *u) {
     const int64_t f = (int64_t)sizeof(float);
-    u->panel_bytes = round_up(s->super * s->icg * s->max_taps * f);
-    u->sums_bytes = round_up(s->group_blocks * d->stride[2] * k->px_mr * s->super * f);
-    u->moves_bytes = round_up(k->px_nv * k->lanes * s->max_taps * (int64_t)sizeof(cbn_panel_move));
+    u->panel_bytes = cbn_whole_lines((size_t)(s->super * s->icg * s->max_taps * f));
+    u->sums_bytes = cbn_whole_lines((size_t)(s->group_blocks * d->stride[2] * k->px_mr * s->super * f));
+    u->moves_bytes = cbn_whole_lines((size_t)(k->px_nv * k->lanes * s->max_taps * (int64_t)sizeof(cbn_panel_move)));
     u->worker_bytes = u->panel_bytes + u->sums_bytes + u->moves_bytes;
 }
 

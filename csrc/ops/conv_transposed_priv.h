@@ -26,7 +26,6 @@ typedef struct transposed_state {
     int64_t max_taps;              /* of a phase */
     int64_t row_phases, row_items; /* (depth, height) phases that have outputs; those that are items */
     int64_t group_blocks;          /* most blocks that are woven together */
-    size_t w_bytes, zeros_bytes;
     float *zeros; /* for a block's channels, all of them */
     float *w;     /* [group][phase][block][channel][tap][px_mr], zeros beyond the last channel */
 } transposed_state;

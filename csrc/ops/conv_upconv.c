@@ -14,7 +14,6 @@
 #include <stdio.h>
 #include <string.h>
 #include "base/cbn_alloc.h"
-#include "base/cbn_checked.h"
 #include "ops/conv_cost.h"
 #include "ops/conv_plan.h"
 #include "threads/cbn_parallel.h"
@@ -33,7 +32,6 @@ typedef struct upconv_state {
     int64_t mr, wide, narrow; /* blocks of mr rows, then of mr - 2 */
     int64_t row_vectors, row_panels, panels, fit, supers;
     int64_t batches, group; /* items of the blocks of a super-panel; blocks that pass together */
-    size_t w_bytes;
     float *w; /* [group][phase][block][channel][rows of the block], zeros beyond the last */
 } upconv_state;
 
@@ -118,15 +116,11 @@ static cbn_status upconv_prepare(const cbn_conv_desc *d, const cbn_conv_context 
     const int64_t most = CBN_MAX(GROUP_BYTES / (s->mr * s->icg * f), 1),
                   batch = cbn_ceil_div(blocks, s->batches);
     s->group = cbn_ceil_div(batch, cbn_ceil_div(batch, most));
-    int64_t n;
-    const bool fits =
-        cbn_mul_ok(d->g * phases_of(d) * group_rows(s), s->icg, &n) && cbn_mul_ok(n, sizeof(float), &n);
-    s->w_bytes = fits ? (size_t)n : SIZE_MAX;
-    s->w = fits ? cbn_alloc(s->w_bytes) : NULL;
+    s->w = cbn_alloc_or_fail((size_t)(d->g * phases_of(d) * group_rows(s)), (size_t)s->icg * sizeof *s->w,
+                             "the packed weights of a convolution", err);
     if (!s->w) {
-        const size_t bytes = s->w_bytes;
         upconv_destroy(s);
-        return cbn_fail_memory(err, "the packed weights of a convolution", bytes);
+        return CBN_NO_MEMORY;
     }
     upconv_pack(s, d, w);
     *state = s;
@@ -229,8 +223,7 @@ static void upconv_range(void *arg, int64_t begin, int64_t end, int worker) {
 }
 
 static size_t worker_bytes(const upconv_state *s, const cbn_kernels *k) {
-    const int64_t bytes = s->fit * k->px_nv * k->lanes * s->icg * (int64_t)sizeof(float);
-    return (size_t)cbn_ceil_div(bytes, CBN_CACHE_LINE) * CBN_CACHE_LINE;
+    return cbn_whole_lines((size_t)(s->fit * k->px_nv * k->lanes * s->icg) * sizeof(float));
 }
 
 static cbn_status upconv_go(const cbn_conv_desc *d, const cbn_conv_context *ctx, const void *state,

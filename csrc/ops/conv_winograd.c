@@ -14,7 +14,6 @@
 #include <stdio.h>
 
 #include "base/cbn_alloc.h"
-#include "base/cbn_checked.h"
 #include "cpu/cbn_cpu.h"
 #include "ops/conv_cost.h"
 #include "ops/conv_winograd_priv.h"
@@ -123,16 +122,14 @@ static cbn_status wino_prepare(const cbn_conv_desc *d, const cbn_conv_context *c
     assert(ok);
     (void)ok;
     cbn_wino_blocking_make(&s->g, ctx, &s->b);
-    int64_t channel = 0, n = 0;
-    const bool fits = cbn_mul_ok(s->g.pairs * s->g.z.k * s->g.lanes, s->g.icp, &channel) &&
-                      cbn_mul_ok(channel, s->g.vectors, &s->group_floats) &&
-                      cbn_mul_ok(s->group_floats, s->g.groups, &n) && cbn_mul_ok(n, sizeof(float), &n);
+    const int64_t channel = s->g.pairs * s->g.z.k * s->g.lanes * s->g.icp;
     s->slice_floats = channel * s->b.slice;
-    s->u_bytes = fits ? (size_t)n : SIZE_MAX;
-    s->u = fits ? cbn_alloc(s->u_bytes) : NULL;
+    s->group_floats = channel * s->g.vectors;
+    s->u = cbn_alloc_or_fail((size_t)s->g.groups, (size_t)s->group_floats * sizeof *s->u,
+                             "the transformed weights of a convolution", err);
     if (!s->u) {
         wino_destroy(s);
-        return cbn_fail_memory(err, "the transformed weights of a convolution", fits ? (size_t)n : SIZE_MAX);
+        return CBN_NO_MEMORY;
     }
     cbn_wino_pack(d, ctx, s, w);
     *state = s;

@@ -194,11 +194,13 @@ void cbn_wino_blocking_make(const wino_geometry *g, const cbn_conv_context *ctx,
     const int64_t per_tile = points * planes * g->icp;
     const int64_t u = g->pairs * g->z.k * g->icp * g->vectors * g->lanes;
     *b = (wino_blocking){.chunk = cbn_wino_chunk(g, ctx->precision)};
-    const int64_t fits = l2 / 2 / per_tile, least = u > l2 ? 64 : 2 * k->wino_np;
+    const int64_t fits = l2 / 2 / per_tile, least = u > l2 / 2 ? 64 : 2 * k->wino_np;
     int64_t most = CBN_MAX(fits, least);
-    /* Equal strips no wider than that; on average they must not be, either. */
+    /* Equal strips no wider than that; on average they must not be, either. An even number of them, for two threads. */
     const int64_t row_tiles = cbn_wino_band_tiles(&g->w, 0, g->w.tiles, NULL, NULL);
-    for (b->strips = CBN_MIN(cbn_ceil_div(row_tiles, most), g->w.tiles);; b->strips++) {
+    int64_t strips = cbn_ceil_div(row_tiles, most);
+    if (strips > 1) strips += strips % 2;
+    for (b->strips = CBN_MIN(strips, g->w.tiles);; b->strips++) {
         b->strip_tiles = 0;
         for (int64_t i = 0; i < b->strips; i++) {
             const int64_t t = cbn_wino_band_tiles(&g->w, cbn_wino_cut(g->w.tiles, b->strips, i),

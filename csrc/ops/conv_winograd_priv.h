@@ -61,7 +61,6 @@ typedef struct wino_state {
     wino_geometry g;
     wino_blocking b;
     int64_t slice_floats, group_floats; /* of u */
-    size_t u_bytes;
     float *u; /* [group][slice][point][pair of vectors][depth tap][piece][channel][nv*lanes] */
 } wino_state;
 

@@ -69,7 +69,7 @@ static void layout_make(run *u, int64_t n, int threads, int64_t block_bands) {
     for (int f = 0; f < g->h.phases; f++) u->frame_bands += cbn_wino_phase_tiles(&g->h, f);
     u->bands = u->deep ? u->frame_bands : u->frame_bands * n * g->z.out;
     const int64_t per_block = CBN_MIN(block_bands, u->bands);
-    u->blocks = cbn_ceil_div(u->bands, per_block);
+    u->blocks = cbn_even_parts(g->groups * b->strips * (u->deep ? n : 1), cbn_ceil_div(u->bands, per_block), u->bands, threads);
     u->tiles = cbn_ceil_div(u->bands, u->blocks) * b->strip_tiles;
     u->items = g->groups * b->strips * u->blocks;
     u->segments = 1;
@@ -230,11 +230,17 @@ static void channels_in(const run *u, const block *k, int64_t plane, int64_t slo
                 a.row[r] = row;
             }
             for (int qw = 0; qw < w->npieces; qw++) {
-                /* Columns of a piece begin further right. */
+                /* Columns of a piece begin further right. The first one transforms the columns of all. */
                 cbn_wino_in_args piece = a;
+                const int64_t right = w->piece[qw].in * lanes;
                 piece.v = v + (qh * w->npieces + qw) * u->v_piece + i * k->band_tiles * lanes;
-                for (int r = 0; r < h->n; r++) piece.row[r] += w->piece[qw].in * lanes;
-                piece.ncols = k->piece_ncols;
+                if (h->n == 1) {
+                    piece.row[0] += right;
+                    piece.ncols = k->piece_ncols;
+                } else {
+                    piece.tmp += right * h->n;
+                    if (qw > 0) piece.ncols = 0;
+                }
                 u->k->wino_in(&piece);
             }
         }

@@ -65,26 +65,29 @@ cbn_status cbn_pool_desc_make(cbn_dtype dtype, int nd, int64_t planes, const int
 
 /* ---- the window passes ----------------------------------------------------------------------------------------- */
 
-/* y[i] (+)= x[i*step]: the float kernels and their float64 counterparts behind one signature. */
-typedef void (*into_fn)(void *y, const void *x, int64_t step, int64_t n);
+/* The float kernels and their float64 counterparts behind one signature. */
+typedef void (*pool_fn)(const cbn_pool_args *a);
 
-static void max_into_f32(void *y, const void *x, int64_t step, int64_t n) {
-    cbn_kernels_active()->max_into(y, x, step, n);
+static void max_f32(const cbn_pool_args *a) { cbn_kernels_active()->pool_max(a); }
+static void add_f32(const cbn_pool_args *a) { cbn_kernels_active()->pool_add(a); }
+
+/* y and x are doubles. */
+CBN_INLINE void pool_f64(const bool max, const cbn_pool_args *a) {
+    const double *x = (const double *)(const void *)a->x;
+    double *y = (double *)(void *)a->y;
+    for (int64_t i = 0; i < a->n; i++, x += a->step) {
+        double s = x[0];
+        for (int64_t r = 0; r < a->taps[0]; r++)
+            for (int64_t t = r == 0; t < a->taps[1]; t++) {
+                const double v = x[r * a->apart[0] + t * a->apart[1]];
+                if (!max) s += v;
+                else if (v > s || v != v) s = v;
+            }
+        y[i] = s;
+    }
 }
-static void add_into_f32(void *y, const void *x, int64_t step, int64_t n) {
-    cbn_kernels_active()->add_into(y, x, step, n);
-}
-static void max_into_f64(void *y, const void *x, int64_t step, int64_t n) {
-    double *o = y;
-    const double *v = x;
-    for (int64_t i = 0; i < n; i++, v += step)
-        if (*v > o[i] || *v != *v) o[i] = *v;
-}
-static void add_into_f64(void *y, const void *x, int64_t step, int64_t n) {
-    double *o = y;
-    const double *v = x;
-    for (int64_t i = 0; i < n; i++) o[i] += v[i * step];
-}
+static void max_f64(const cbn_pool_args *a) { pool_f64(true, a); }
+static void add_f64(const cbn_pool_args *a) { pool_f64(false, a); }
 
 typedef struct pool_job {
     const cbn_pool_desc *d;
@@ -92,7 +95,8 @@ typedef struct pool_job {
     char *y;
     char *scratch;
     size_t scratch_bytes; /* of one worker */
-    into_fn into;
+    pool_fn pool;
+    int64_t line; /* elements of the padded line that the columns are combined from */
     bool average, adaptive;
     const double *width_divisor; /* average: elements of the window along the last axis, [ow] */
 } pool_job;
@@ -100,8 +104,11 @@ typedef struct pool_job {
 /* Kernel indices of output `o` whose input lies in the image: k in [*lo, *hi). */
 static void taps_inside(const cbn_pool_desc *d, int axis, int64_t o, int64_t *lo, int64_t *hi) {
     const int64_t start = o * d->stride[axis] - d->pad[axis], dil = d->dil[axis];
+    /* No division for windows inside: it takes as long as a short row. */
     *lo = start >= 0 ? 0 : cbn_ceil_div(-start, dil);
-    *hi = d->in[axis] <= start ? 0 : CBN_MIN(d->k[axis], cbn_ceil_div(d->in[axis] - start, dil));
+    *hi = start + (d->k[axis] - 1) * dil < d->in[axis] ? d->k[axis]
+          : d->in[axis] <= start                       ? 0
+                                                       : cbn_ceil_div(d->in[axis] - start, dil);
 }
 
 /* The window's length along an axis, as the average divides by it. */
@@ -121,32 +128,44 @@ static void divide_row(const pool_job *j, void *row, double rows) {
     }
 }
 
-/* Output row (od, oh) of one plane; es: bytes of a computed element. */
+static void fill(char *y, double value, int64_t n, size_t es) {
+    for (int64_t i = 0; i < n; i++) {
+        if (es == sizeof(double)) ((double *)y)[i] = value;
+        else ((float *)y)[i] = (float)value;
+    }
+}
+
+/* Output row (od, oh) of one plane. line: padded already; es: bytes of a computed element. */
 static void window_row(const pool_job *j, const char *x, char *y, char *line, size_t es, int64_t od, int64_t oh) {
     const cbn_pool_desc *d = j->d;
-    const int64_t iw = d->in[2], ow = d->out[2], sw = d->stride[2];
+    const int64_t iw = d->in[2], row = d->in[1] * iw;
     int64_t d0, d1, h0, h1;
     taps_inside(d, 0, od, &d0, &d1);
     taps_inside(d, 1, oh, &h0, &h1);
-    bool empty = true;
-    for (int64_t kd = d0; kd < d1; kd++)
-        for (int64_t kh = h0; kh < h1; kh++) {
-            const int64_t id = od * d->stride[0] - d->pad[0] + kd * d->dil[0];
-            const int64_t ih = oh * d->stride[1] - d->pad[1] + kh * d->dil[1];
-            const char *row = x + (size_t)((id * d->in[1] + ih) * iw) * es;
-            if (empty) memcpy(line, row, (size_t)iw * es);
-            else j->into(line, row, 1, iw);
-            empty = false;
-        }
-    for (int64_t i = 0; i < ow; i++) {
-        if (es == sizeof(double)) ((double *)y)[i] = j->average ? 0.0 : -INFINITY;
-        else ((float *)y)[i] = j->average ? 0.0f : -INFINITY;
-    }
-    for (int64_t kw = 0; kw < d->k[2] && !empty; kw++) {
-        const int64_t at = kw * d->dil[2] - d->pad[2]; /* input column of output 0 */
-        const int64_t lo = at >= 0 ? 0 : cbn_ceil_div(-at, sw);
-        const int64_t hi = iw <= at ? 0 : CBN_MIN(ow, cbn_ceil_div(iw - at, sw));
-        if (lo < hi) j->into(y + (size_t)lo * es, line + (size_t)(at + lo * sw) * es, sw, hi - lo);
+    if (d0 >= d1 || h0 >= h1) {
+        fill(y, j->average ? 0.0 : -INFINITY, d->out[2], es);
+    } else {
+        const int64_t id = od * d->stride[0] - d->pad[0] + d0 * d->dil[0];
+        const int64_t ih = oh * d->stride[1] - d->pad[1] + h0 * d->dil[1];
+        const cbn_pool_args rows = {.y = (float *)(void *)(line + (size_t)d->pad[2] * es),
+                                    .x = (const float *)(const void *)(x + (size_t)(id * row + ih * iw) * es),
+                                    .n = iw,
+                                    .step = 1,
+                                    .taps = {d1 - d0, h1 - h0},
+                                    .apart = {d->dil[0] * row, d->dil[1] * iw}};
+        const cbn_pool_args columns = {.y = (float *)(void *)y,
+                                       .x = (const float *)(const void *)line,
+                                       .n = d->out[2],
+                                       .step = d->stride[2],
+                                       .taps = {1, d->k[2]},
+                                       .apart = {0, d->dil[2]}};
+        if (rows.taps[0] * rows.taps[1] == 1) memcpy(rows.y, rows.x, (size_t)iw * es);
+        else j->pool(&rows);
+        /* The rows that come next: the hardware does not foresee them while several are read side by side. */
+        const char *next = (const char *)rows.x + (size_t)((h1 - h0) * d->dil[1] * iw) * es;
+        for (int64_t at = 0; at < d->stride[1] * iw; at += CBN_CACHE_LINE / (int64_t)es)
+            __builtin_prefetch(next + (size_t)at * es, 0, 3);
+        j->pool(&columns);
     }
     if (j->average) divide_row(j, y, (double)(window_length(d, 0, od) * window_length(d, 1, oh)));
 }
@@ -177,6 +196,9 @@ static void adaptive_plane(const cbn_pool_desc *d, const char *x, char *y, size_
                 int64_t lo[3], len[3];
                 const int64_t o[3] = {od, oh, ow};
                 for (int a = 0; a < 3; a++) {
+                    lo[a] = 0;
+                    len[a] = d->in[a];
+                    if (d->out[a] == 1) continue; /* divisions take longer than the sum of a small plane */
                     lo[a] = o[a] * d->in[a] / d->out[a];
                     len[a] = cbn_ceil_div((o[a] + 1) * d->in[a], d->out[a]) - lo[a];
                 }
@@ -207,7 +229,8 @@ static void pool_planes(void *arg, int64_t begin, int64_t end, int worker) {
     const size_t es = d->dtype == CBN_F64 ? sizeof(double) : sizeof(float);
     const int64_t in = d->in[0] * d->in[1] * d->in[2], out = d->out[0] * d->out[1] * d->out[2];
     char *line = j->scratch + (size_t)worker * j->scratch_bytes;
-    char *wide_x = line + (size_t)d->in[2] * es, *wide_y = wide_x + (size_t)in * es;
+    char *wide_x = line + (size_t)j->line * es, *wide_y = wide_x + (size_t)in * es;
+    if (!j->adaptive) fill(line, j->average ? 0.0 : -INFINITY, j->line, es);
     for (int64_t p = begin; p < end; p++) {
         const char *x = j->x + (size_t)(p * in) * cbn_dtype_size(d->dtype);
         char *y = j->y + (size_t)(p * out) * cbn_dtype_size(d->dtype), *target = half ? wide_y : y;
@@ -222,13 +245,21 @@ static void pool_planes(void *arg, int64_t begin, int64_t end, int worker) {
     }
 }
 
-static cbn_status pool_run(const cbn_pool_desc *d, const void *x, void *y, into_fn into, bool average, bool adaptive,
+/* Elements of a row with its padding, as far as windows reach. */
+static int64_t padded_line(const cbn_pool_desc *d) {
+    const int64_t reach = (d->out[2] - 1) * d->stride[2] + (d->k[2] - 1) * d->dil[2] + 1;
+    return CBN_MAX(reach, d->pad[2] + d->in[2]);
+}
+
+static cbn_status pool_run(const cbn_pool_desc *d, const void *x, void *y, pool_fn pool, bool average, bool adaptive,
                            cbn_error *err) {
     const int64_t in = d->in[0] * d->in[1] * d->in[2], out = d->out[0] * d->out[1] * d->out[2];
     const int workers = cbn_threads_get(NULL);
     const size_t es = d->dtype == CBN_F64 ? sizeof(double) : sizeof(float);
-    size_t bytes = (size_t)d->in[2] * es + (d->dtype == CBN_F16 ? (size_t)(in + out) * es : 0);
-    bytes = (bytes + CBN_CACHE_LINE - 1) / CBN_CACHE_LINE * CBN_CACHE_LINE;
+    const int64_t line = adaptive ? 0 : padded_line(d);
+    if (line > INT64_MAX >> 20) return cbn_fail_memory(err, "pooling", SIZE_MAX);
+    size_t bytes = (size_t)line * es + (d->dtype == CBN_F16 ? (size_t)(in + out) * es : 0);
+    bytes = cbn_whole_lines(bytes);
     if (d->planes == 0) return CBN_OK;
     char *scratch = cbn_scratch_get(bytes * (size_t)workers);
     double *width = cbn_alloc_array((size_t)d->out[2], sizeof *width);
@@ -244,7 +275,8 @@ static cbn_status pool_run(const cbn_pool_desc *d, const void *x, void *y, into_
                     .y = y,
                     .scratch = scratch,
                     .scratch_bytes = bytes,
-                    .into = into,
+                    .pool = pool,
+                    .line = line,
                     .average = average,
                     .adaptive = adaptive,
                     .width_divisor = width};
@@ -257,10 +289,10 @@ done:
 }
 
 cbn_status cbn_max_pool(const cbn_pool_desc *d, const void *x, void *y, cbn_error *err) {
-    return pool_run(d, x, y, d->dtype == CBN_F64 ? max_into_f64 : max_into_f32, false, false, err);
+    return pool_run(d, x, y, d->dtype == CBN_F64 ? max_f64 : max_f32, false, false, err);
 }
 cbn_status cbn_avg_pool(const cbn_pool_desc *d, const void *x, void *y, cbn_error *err) {
-    return pool_run(d, x, y, d->dtype == CBN_F64 ? add_into_f64 : add_into_f32, true, false, err);
+    return pool_run(d, x, y, d->dtype == CBN_F64 ? add_f64 : add_f32, true, false, err);
 }
 cbn_status cbn_adaptive_avg_pool(const cbn_pool_desc *d, const void *x, void *y, cbn_error *err) {
     return pool_run(d, x, y, NULL, false, true, err);

@@ -28,7 +28,7 @@ static int add_submodule(PyObject *core) {
     PyMethodDef *const tables[] = {cbn_testing_methods, cbn_testing_conv_methods,
                                    cbn_testing_tap_methods, cbn_testing_vec_methods,
                                    cbn_testing_phases_methods, cbn_testing_linear_methods,
-                                   cbn_testing_wino_methods, cbn_testing_wino_weights_methods};
+                                   cbn_testing_wino_methods};
     for (size_t i = 0; status == 0 && i < sizeof tables / sizeof *tables; i++) {
         status = PyModule_AddFunctions(testing, tables[i]);
     }

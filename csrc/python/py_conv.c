@@ -47,11 +47,16 @@ static void borrowed_release(borrowed *b) {
     Py_XDECREF(b->shift);
 }
 
-/* Folding reads and writes the weights once, scaling the result afterwards the outputs: whichever are fewer. */
+/* Folding reads and writes the weights once, scaling the result afterwards the outputs: whichever are fewer. Those of one
+ * image, lest results depend on the batch. */
 static bool scaling_is_cheaper(const cbn_conv_geometry *g, const cbn_array *x, const cbn_array *weight) {
-    if (g->dtype != CBN_F32 || g->transposed) return false;
-    const int64_t pixels = PyArray_SIZE(x->array) / CBN_MAX(g->ic, 1);
-    return g->oc * pixels < PyArray_SIZE(weight->array); /* at most so many outputs: a stride leaves fewer */
+    if (g->dtype != CBN_F32 || cbn_array_ndim(x) != g->nd + 2) return false;
+    int64_t in[CBN_MAX_SPATIAL] = {0};
+    cbn_conv_desc d;
+    cbn_error err = {0};
+    for (int a = 0; a < g->nd; a++) in[a] = cbn_array_shape(x)[a + 2];
+    if (cbn_conv_desc_make(g, 1, g->ic, in, &d, NULL, &err) != CBN_OK) return false; /* refused when it runs */
+    return d.oc * d.out[0] * d.out[1] * d.out[2] < PyArray_SIZE(weight->array);
 }
 
 /* The scale and shift that BatchNorm comes to behind this layer: what folding makes of weights that are one. */
@@ -59,6 +64,7 @@ static bool scale_and_shift(const cbn_conv_geometry *g, const cbn_array *bias, c
     npy_intp shape[2 + CBN_MAX_SPATIAL];
     cbn_conv_geometry per_channel = *g;
     per_channel.g = 1;
+    per_channel.transposed = false;
     for (int i = 0; i < g->nd + 2; i++) shape[i] = i == 0 ? (npy_intp)g->oc : 1;
     PyArrayObject *ones = cbn_array_new(g->nd + 2, shape, CBN_F32);
     if (ones == NULL) return false;

@@ -17,7 +17,6 @@ extern PyMethodDef cbn_testing_phases_methods[]; /* py_testing_phases.c: panel_p
 extern PyMethodDef cbn_testing_linear_methods[]; /* py_testing_linear.c: linear of each ISA */
 extern PyMethodDef cbn_testing_tap_methods[];  /* py_testing_tap.c: conv_tap and rows_copy of each ISA */
 extern PyMethodDef cbn_testing_vec_methods[];  /* py_testing_vec.c: the elementwise kernels of each ISA */
-extern PyMethodDef cbn_testing_wino_weights_methods[]; /* py_testing_wino_weights.c */
 extern PyMethodDef cbn_testing_wino_methods[]; /* py_testing_wino.c: the Winograd kernels of each ISA */
 
 extern PyType_Spec cbn_plan_spec; /* py_plan.c */

@@ -1,14 +1,64 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* _core._testing: what tests need and users must not: fault injection, a chosen ISA, a forced algorithm. The kernels
- * themselves are in py_testing_conv.c and py_testing_vec.c. */
-#include "python/py_error.h"
+ * themselves are in the other py_testing_*.c; what these share is here. */
 #include "python/py_module.h"
 #include "python/py_plan.h"
+#include "python/py_testing.h"
 
 #include "base/cbn_alloc.h"
-#include "kernels/cbn_kernels.h"
 
 #include <string.h>
+
+const cbn_kernels *cbn_testing_table(const char *isa) {
+    for (const cbn_kernels *const *t = cbn_kernels_available(); isa != NULL && *t != NULL; t++)
+        if (strcmp((*t)->isa, isa) == 0) return *t;
+    if (isa != NULL) PyErr_Format(PyExc_ValueError, "isa: expected one of isas(), got '%s'", isa);
+    return NULL;
+}
+
+static PyArrayObject *array_of(PyObject *obj, int type) {
+    const bool fits = PyArray_Check(obj) && PyArray_TYPE((PyArrayObject *)obj) == type &&
+                      PyArray_ISCARRAY_RO((PyArrayObject *)obj);
+    return fits ? (PyArrayObject *)obj : NULL;
+}
+
+bool cbn_testing_span(PyObject *obj, const char *name, int type, cbn_span *out) {
+    *out = (cbn_span){NULL, 0};
+    if (obj == Py_None) return true;
+    PyArrayObject *array = array_of(obj, type);
+    if (array == NULL) {
+        PyErr_Format(PyExc_TypeError, "%s: expected None or a C-contiguous ndarray of the kernel's dtype", name);
+        return false;
+    }
+    *out = (cbn_span){PyArray_DATA(array), PyArray_SIZE(array)};
+    return true;
+}
+
+void *cbn_testing_array(PyObject *obj, const char *name, int type, int64_t least, int64_t *n) {
+    PyArrayObject *array = array_of(obj, type);
+    if (array == NULL)
+        return PyErr_Format(PyExc_TypeError, "%s: expected a C-contiguous ndarray of the kernel's dtype", name);
+    const int64_t size = PyArray_SIZE(array);
+    if (size < least)
+        return PyErr_Format(PyExc_ValueError, "%s: expected at least %lld elements, got %lld", name, (long long)least,
+                            (long long)size);
+    if (n != NULL) *n = size;
+    return PyArray_DATA(array);
+}
+
+void *cbn_testing_axes(PyObject *obj, const char *name, int type, int ndim, int64_t *shape) {
+    PyArrayObject *array = array_of(obj, type);
+    if (array == NULL || PyArray_NDIM(array) != ndim)
+        return PyErr_Format(PyExc_TypeError, "%s: expected a C-contiguous ndarray of %d axes and the kernel's dtype",
+                            name, ndim);
+    for (int i = 0; i < ndim; i++) shape[i] = PyArray_DIM(array, i);
+    return PyArray_DATA(array);
+}
+
+PyObject *cbn_testing_refuse(const char *what) {
+    PyErr_SetString(PyExc_ValueError, what);
+    return NULL;
+}
 
 static PyObject *kernel_names(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
@@ -62,16 +112,6 @@ static PyObject *scratch_trim(PyObject *module, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-static const cbn_kernels *find_isa(PyObject *obj) {
-    const char *isa = PyUnicode_Check(obj) ? PyUnicode_AsUTF8(obj) : NULL;
-    for (const cbn_kernels *const *t = cbn_kernels_available(); isa != NULL && *t != NULL; t++) {
-        if (strcmp((*t)->isa, isa) == 0) return *t;
-    }
-    if (isa != NULL && strcmp(isa, "amx_emulated") == 0) return cbn_kernels_amx_emulated();
-    if (!PyErr_Occurred()) PyErr_Format(PyExc_ValueError, "isa: expected one of isas() or amx_emulated, got %R", obj);
-    return NULL;
-}
-
 static PyTypeObject *plan_type(void) {
     PyObject *core = PyImport_ImportModule("pyconvbn._core");
     PyObject *type = core ? PyObject_GetAttrString(core, "Plan") : NULL;
@@ -85,7 +125,9 @@ static PyObject *plan_with_isa(PyObject *module, PyObject *args, PyObject *kwarg
         PyErr_SetString(PyExc_TypeError, "plan_with_isa: expected isa and the arguments of Plan");
         return NULL;
     }
-    const cbn_kernels *kernels = find_isa(PyTuple_GET_ITEM(args, 0));
+    const char *isa = PyUnicode_AsUTF8(PyTuple_GET_ITEM(args, 0));
+    const bool emulated = isa != NULL && strcmp(isa, "amx_emulated") == 0;
+    const cbn_kernels *kernels = emulated ? cbn_kernels_amx_emulated() : cbn_testing_table(isa);
     if (kernels == NULL) return NULL;
     PyTypeObject *type = plan_type();
     PyObject *rest = type ? PyTuple_GetSlice(args, 1, PyTuple_GET_SIZE(args)) : NULL;

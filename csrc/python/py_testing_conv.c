@@ -1,48 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* _core._testing: conv_oc, conv_px and fma_peak of each instruction set, on the caller's own
- * memory. The arrays are used as they are, so that tests can put them between guard pages:
- * C-contiguous ndarrays of the exact dtype. What would reach outside of them is refused. */
-#include "python/py_error.h"
+/* _core._testing: conv_oc, conv_px and fma_peak of each instruction set. */
 #include "python/py_module.h"
+#include "python/py_testing.h"
 
 #include <string.h>
 #include <time.h>
 
-#include "kernels/cbn_kernels.h"
-
-static const cbn_kernels *find_table(const char *isa) {
-    for (const cbn_kernels *const *t = cbn_kernels_available(); *t; t++)
-        if (strcmp((*t)->isa, isa) == 0) return *t;
-    PyErr_Format(PyExc_ValueError, "isa: expected one of isas(), got '%s'", isa);
-    return NULL;
-}
-
-typedef struct span {
-    void *data; /* NULL: the argument was None */
-    int64_t size;
-} span;
-
-static bool span_get(PyObject *obj, const char *name, int type, span *out) {
-    *out = (span){NULL, 0};
-    if (obj == Py_None) return true;
-    if (!PyArray_Check(obj) || PyArray_TYPE((PyArrayObject *)obj) != type ||
-        !PyArray_ISCARRAY_RO((PyArrayObject *)obj)) {
-        PyErr_Format(PyExc_TypeError,
-                     "%s: expected None or a C-contiguous ndarray of the kernel's dtype", name);
-        return false;
-    }
-    *out = (span){PyArray_DATA((PyArrayObject *)obj), PyArray_SIZE((PyArrayObject *)obj)};
-    return true;
-}
-
-static bool bad(const char *what) {
-    PyErr_Format(PyExc_ValueError, "%s", what);
-    return false;
-}
-
 /* Whether every a[i] + b[j] + more (more >= 0) lies in 0 .. size-1. No elements: nothing is
  * read. */
-static bool reach_ok(span a, span b, int64_t more, int64_t size) {
+static bool reach_ok(cbn_span a, cbn_span b, int64_t more, int64_t size) {
     const int64_t *u = a.data, *v = b.data;
     for (int64_t i = 0; i < a.size; i++)
         for (int64_t j = 0; j < b.size; j++)
@@ -50,27 +16,24 @@ static bool reach_ok(span a, span b, int64_t more, int64_t size) {
     return true;
 }
 
-static bool oc_reach_ok(const cbn_conv_oc_args *a, int vw, span x, span w, span acc, span y,
-                        span bias, span residual, span xpix, span ypix, span tap_x, span tap_w) {
+/* What does not fit, NULL when everything does. */
+static const char *oc_misfit(const cbn_conv_oc_args *a, int vw, cbn_span x, cbn_span w, cbn_span acc, cbn_span y,
+                             cbn_span bias, cbn_span residual, cbn_span xpix, cbn_span ypix, cbn_span tap_x,
+                             cbn_span tap_w) {
     int64_t zero = 0;
-    const span origin = {&zero, 1};
+    const cbn_span origin = {&zero, 1};
     if (a->ic < 0 || a->x_ic < 0 || a->w_ic < 0 || a->y_oc < 1)
-        return bad("sizes and steps must not be negative");
-    if (tap_w.size != tap_x.size || ypix.size != xpix.size)
-        return bad("lists of one tile must be equally long");
-    if (a->oc_valid < 1 || a->oc_valid > vw) return bad("oc_valid: expected 1 to nv*lanes");
-    if (bias.size < a->oc_valid) return bad("bias: expected oc_valid elements");
-    if (a->ic > 0 && !reach_ok(xpix, tap_x, (a->ic - 1) * a->x_ic, x.size))
-        return bad("x is too small");
-    if (a->ic > 0 && !reach_ok(tap_w, origin, (a->ic - 1) * a->w_ic + vw - 1, w.size))
-        return bad("w is too small");
-    if (acc.data ? acc.size < xpix.size * vw : a->load_acc || !y.data)
-        return bad("acc is too small");
+        return "sizes and steps must not be negative";
+    if (tap_w.size != tap_x.size || ypix.size != xpix.size) return "lists of one tile must be equally long";
+    if (a->oc_valid < 1 || a->oc_valid > vw) return "oc_valid: expected 1 to nv*lanes";
+    if (bias.size < a->oc_valid) return "bias: expected oc_valid elements";
+    if (a->ic > 0 && !reach_ok(xpix, tap_x, (a->ic - 1) * a->x_ic, x.size)) return "x is too small";
+    if (a->ic > 0 && !reach_ok(tap_w, origin, (a->ic - 1) * a->w_ic + vw - 1, w.size)) return "w is too small";
+    if (acc.data ? acc.size < xpix.size * vw : a->load_acc || !y.data) return "acc is too small";
     const int64_t more = (a->oc_valid - 1) * a->y_oc;
-    if (y.data && !reach_ok(ypix, origin, more, y.size)) return bad("y is too small");
-    if (residual.data && !reach_ok(ypix, origin, more, residual.size))
-        return bad("residual is too small");
-    return true;
+    if (y.data && !reach_ok(ypix, origin, more, y.size)) return "y is too small";
+    if (residual.data && !reach_ok(ypix, origin, more, residual.size)) return "residual is too small";
+    return NULL;
 }
 
 static PyObject *conv_oc(PyObject *module, PyObject *args, PyObject *kwargs) {
@@ -90,17 +53,17 @@ static PyObject *conv_oc(PyObject *module, PyObject *args, PyObject *kwargs) {
                                      &o[4], &o[5], &load_acc, &o[6], &o[7], &y_oc, &oc_valid,
                                      &y_run, &o[8], &o[9], &a.epi.lo, &a.epi.hi))
         return NULL;
-    const cbn_kernels *k = find_table(isa);
-    span x, xpix, w, tap_x, tap_w, acc, y, ypix, bias, residual;
-    if (!k || !span_get(o[0], "x", NPY_FLOAT, &x) || !span_get(o[1], "xpix", NPY_INT64, &xpix) ||
-        !span_get(o[2], "w", NPY_FLOAT, &w) || !span_get(o[3], "tap_x", NPY_INT64, &tap_x) ||
-        !span_get(o[4], "tap_w", NPY_INT64, &tap_w) || !span_get(o[5], "acc", NPY_FLOAT, &acc) ||
-        !span_get(o[6], "y", NPY_FLOAT, &y) || !span_get(o[7], "ypix", NPY_INT64, &ypix) ||
-        !span_get(o[8], "bias", NPY_FLOAT, &bias) ||
-        !span_get(o[9], "residual", NPY_FLOAT, &residual))
+    const cbn_kernels *k = cbn_testing_table(isa);
+    cbn_span x, xpix, w, tap_x, tap_w, acc, y, ypix, bias, residual;
+    if (!k || !cbn_testing_span(o[0], "x", NPY_FLOAT, &x) || !cbn_testing_span(o[1], "xpix", NPY_INT64, &xpix) ||
+        !cbn_testing_span(o[2], "w", NPY_FLOAT, &w) || !cbn_testing_span(o[3], "tap_x", NPY_INT64, &tap_x) ||
+        !cbn_testing_span(o[4], "tap_w", NPY_INT64, &tap_w) || !cbn_testing_span(o[5], "acc", NPY_FLOAT, &acc) ||
+        !cbn_testing_span(o[6], "y", NPY_FLOAT, &y) || !cbn_testing_span(o[7], "ypix", NPY_INT64, &ypix) ||
+        !cbn_testing_span(o[8], "bias", NPY_FLOAT, &bias) ||
+        !cbn_testing_span(o[9], "residual", NPY_FLOAT, &residual))
         return NULL;
     if (tile_np < 1 || tile_np > k->oc_np || nv < 1 || nv > k->oc_nv || xpix.size != tile_np)
-        return PyErr_Format(PyExc_ValueError, "np, nv, xpix: not a tile of this instruction set");
+        return cbn_testing_refuse("np, nv, xpix: not a tile of this instruction set");
     a = (cbn_conv_oc_args){.x = x.data,
                            .xpix = xpix.data,
                            .x_ic = x_ic,
@@ -118,8 +81,8 @@ static PyObject *conv_oc(PyObject *module, PyObject *args, PyObject *kwargs) {
                            .oc_valid = oc_valid,
                            .y_run = y_run,
                            .epi = {bias.data, residual.data, a.epi.lo, a.epi.hi}};
-    if (!oc_reach_ok(&a, nv * k->lanes, x, w, acc, y, bias, residual, xpix, ypix, tap_x, tap_w))
-        return NULL;
+    const char *misfit = oc_misfit(&a, nv * k->lanes, x, w, acc, y, bias, residual, xpix, ypix, tap_x, tap_w);
+    if (misfit) return cbn_testing_refuse(misfit);
     k->conv_oc(tile_np, nv, &a);
     Py_RETURN_NONE;
 }
@@ -137,23 +100,19 @@ static PyObject *conv_px(PyObject *module, PyObject *args, PyObject *kwargs) {
                                      &x_ic, &o[1], &ic, &o[2], &y_oc, &oc_valid, &tile_np, &o[3],
                                      &o[4], &lo, &hi))
         return NULL;
-    const cbn_kernels *k = find_table(isa);
-    span x, w, y, bias, residual;
-    if (!k || !span_get(o[0], "x", NPY_FLOAT, &x) || !span_get(o[1], "w", NPY_FLOAT, &w) ||
-        !span_get(o[2], "y", NPY_FLOAT, &y) || !span_get(o[3], "bias", NPY_FLOAT, &bias) ||
-        !span_get(o[4], "residual", NPY_FLOAT, &residual))
+    const cbn_kernels *k = cbn_testing_table(isa);
+    cbn_span x, w, y, bias, residual;
+    if (!k || !cbn_testing_span(o[0], "x", NPY_FLOAT, &x) || !cbn_testing_span(o[1], "w", NPY_FLOAT, &w) ||
+        !cbn_testing_span(o[2], "y", NPY_FLOAT, &y) || !cbn_testing_span(o[3], "bias", NPY_FLOAT, &bias) ||
+        !cbn_testing_span(o[4], "residual", NPY_FLOAT, &residual))
         return NULL;
     const int64_t last = (oc_valid - 1) * y_oc + tile_np;
     if (tile_np < 1 || tile_np > k->px_nv * k->lanes || oc_valid < 1 || oc_valid > k->px_mr ||
-        ic < 0 || x_ic < 0 || y_oc < 0) {
-        PyErr_SetString(PyExc_ValueError, "np, oc_valid, ic: not a tile of this instruction set");
-        return NULL;
-    }
+        ic < 0 || x_ic < 0 || y_oc < 0)
+        return cbn_testing_refuse("np, oc_valid, ic: not a tile of this instruction set");
     if ((ic > 0 && (x.size < (ic - 1) * x_ic + tile_np || w.size < ic * k->px_mr)) ||
-        y.size < last || bias.size < oc_valid || (residual.data && residual.size < last)) {
-        PyErr_SetString(PyExc_ValueError, "an array is too small for this tile");
-        return NULL;
-    }
+        y.size < last || bias.size < oc_valid || (residual.data && residual.size < last))
+        return cbn_testing_refuse("an array is too small for this tile");
     const cbn_conv_px_args a = {.x = x.data,
                                 .x_ic = x_ic,
                                 .w = w.data,
@@ -173,7 +132,7 @@ static PyObject *fma_peak(PyObject *module, PyObject *args) {
     const char *isa;
     long long iters;
     if (!PyArg_ParseTuple(args, "sL:fma_peak", &isa, &iters)) return NULL;
-    const cbn_kernels *k = find_table(isa);
+    const cbn_kernels *k = cbn_testing_table(isa);
     if (!k) return NULL;
     struct timespec begin, end;
     double flops;
@@ -188,8 +147,7 @@ static PyObject *fma_peak(PyObject *module, PyObject *args) {
 
 static PyObject *tile_sizes(PyObject *module, PyObject *arg) {
     (void)module;
-    const char *isa = PyUnicode_AsUTF8(arg);
-    const cbn_kernels *k = isa ? find_table(isa) : NULL;
+    const cbn_kernels *k = cbn_testing_table(PyUnicode_AsUTF8(arg));
     if (!k) return NULL;
     return Py_BuildValue("{sisisisisisi}", "lanes", k->lanes, "oc_np", k->oc_np, "oc_nv", k->oc_nv,
                          "px_mr", k->px_mr, "px_nv", k->px_nv, "wino_np", k->wino_np);

@@ -1,41 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* _core._testing: conv_tap and rows_copy of each instruction set on the caller's own memory. The arrays are used as
- * they are (C-contiguous ndarrays of the exact dtype), and what would reach outside of them is refused. */
-#include "python/py_error.h"
+/* _core._testing: conv_tap and rows_copy of each instruction set. */
 #include "python/py_module.h"
-
-#include <string.h>
-
-#include "kernels/cbn_kernels.h"
-
-static const cbn_kernels *find_table(const char *isa) {
-    for (const cbn_kernels *const *t = cbn_kernels_available(); *t; t++)
-        if (strcmp((*t)->isa, isa) == 0) return *t;
-    PyErr_Format(PyExc_ValueError, "isa: expected one of isas(), got '%s'", isa);
-    return NULL;
-}
-
-typedef struct span {
-    void *data; /* NULL: the argument was None */
-    int64_t size;
-} span;
-
-static bool span_get(PyObject *obj, const char *name, int type, span *out) {
-    *out = (span){NULL, 0};
-    if (obj == Py_None) return true;
-    if (!PyArray_Check(obj) || PyArray_TYPE((PyArrayObject *)obj) != type ||
-        !PyArray_ISCARRAY_RO((PyArrayObject *)obj)) {
-        PyErr_Format(PyExc_TypeError, "%s: expected None or a C-contiguous ndarray of the kernel's dtype", name);
-        return false;
-    }
-    *out = (span){PyArray_DATA((PyArrayObject *)obj), PyArray_SIZE((PyArrayObject *)obj)};
-    return true;
-}
-
-static PyObject *refuse(const char *what) {
-    PyErr_SetString(PyExc_ValueError, what);
-    return NULL;
-}
+#include "python/py_testing.h"
 
 static PyObject *conv_tap(PyObject *module, PyObject *args, PyObject *kwargs) {
     (void)module;
@@ -49,24 +15,24 @@ static PyObject *conv_tap(PyObject *module, PyObject *args, PyObject *kwargs) {
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "siOOOOOOLLOOff:conv_tap", names, &isa, &mr, &o[0], &o[1], &o[2],
                                      &o[3], &o[4], &o[5], &y_oc, &lanes, &o[6], &o[7], &lo, &hi))
         return NULL;
-    const cbn_kernels *k = find_table(isa);
-    span x, xpix, tap, w, y, ypix, bias, residual;
-    if (!k || !span_get(o[0], "x", NPY_FLOAT, &x) || !span_get(o[1], "xpix", NPY_INT64, &xpix) ||
-        !span_get(o[2], "tap", NPY_INT32, &tap) || !span_get(o[3], "w", NPY_FLOAT, &w) ||
-        !span_get(o[4], "y", NPY_FLOAT, &y) || !span_get(o[5], "ypix", NPY_INT64, &ypix) ||
-        !span_get(o[6], "bias", NPY_FLOAT, &bias) || !span_get(o[7], "residual", NPY_FLOAT, &residual))
+    const cbn_kernels *k = cbn_testing_table(isa);
+    cbn_span x, xpix, tap, w, y, ypix, bias, residual;
+    if (!k || !cbn_testing_span(o[0], "x", NPY_FLOAT, &x) || !cbn_testing_span(o[1], "xpix", NPY_INT64, &xpix) ||
+        !cbn_testing_span(o[2], "tap", NPY_INT32, &tap) || !cbn_testing_span(o[3], "w", NPY_FLOAT, &w) ||
+        !cbn_testing_span(o[4], "y", NPY_FLOAT, &y) || !cbn_testing_span(o[5], "ypix", NPY_INT64, &ypix) ||
+        !cbn_testing_span(o[6], "bias", NPY_FLOAT, &bias) || !cbn_testing_span(o[7], "residual", NPY_FLOAT, &residual))
         return NULL;
     if (mr < 1 || mr > k->tap_mr || lanes < 1 || lanes > k->lanes || y_oc < 0 || xpix.size != ypix.size)
-        return refuse("mr, lanes, pixels: not a tile of this instruction set");
-    if (w.size < tap.size * mr || bias.size < mr) return refuse("w or bias is too small");
+        return cbn_testing_refuse("mr, lanes, pixels: not a tile of this instruction set");
+    if (w.size < tap.size * mr || bias.size < mr) return cbn_testing_refuse("w or bias is too small");
     const int64_t *xp = xpix.data, *yp = ypix.data;
     const int32_t *t = tap.data;
     for (int64_t i = 0; i < xpix.size; i++) {
         for (int64_t j = 0; j < tap.size; j++)
-            if (xp[i] + t[j] < 0 || xp[i] + t[j] + k->lanes > x.size) return refuse("x is too small");
+            if (xp[i] + t[j] < 0 || xp[i] + t[j] + k->lanes > x.size) return cbn_testing_refuse("x is too small");
         const int64_t end = yp[i] + (mr - 1) * y_oc + lanes;
-        if (yp[i] < 0 || end > y.size) return refuse("y is too small");
-        if (residual.data && end > residual.size) return refuse("residual is too small");
+        if (yp[i] < 0 || end > y.size) return cbn_testing_refuse("y is too small");
+        if (residual.data && end > residual.size) return cbn_testing_refuse("residual is too small");
     }
     const cbn_conv_tap_args a = {.x = x.data,
                                  .xpix = xpix.data,
@@ -93,15 +59,15 @@ static PyObject *rows_copy(PyObject *module, PyObject *args, PyObject *kwargs) {
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sOLLOLLLLLLLL:rows_copy", names, &isa, &o[0], &to_ic, &to_row,
                                      &o[1], &x_ic, &x_row, &ic, &rows, &n, &x0, &step, &w))
         return NULL;
-    const cbn_kernels *k = find_table(isa);
-    span to, x;
-    if (!k || !span_get(o[0], "to", NPY_FLOAT, &to) || !span_get(o[1], "x", NPY_FLOAT, &x)) return NULL;
+    const cbn_kernels *k = cbn_testing_table(isa);
+    cbn_span to, x;
+    if (!k || !cbn_testing_span(o[0], "to", NPY_FLOAT, &to) || !cbn_testing_span(o[1], "x", NPY_FLOAT, &x)) return NULL;
     if (n < 0 || n % k->lanes || step < 1 || w < 0 || ic < 0 || rows < 0 || to_ic < 0 || to_row < 0 || x_ic < 0 ||
         x_row < 0)
-        return refuse("sizes and steps must not be negative, n a multiple of the lanes");
+        return cbn_testing_refuse("sizes and steps must not be negative, n a multiple of the lanes");
     if (ic > 0 && rows > 0) {
-        if ((ic - 1) * to_ic + (rows - 1) * to_row + n > to.size) return refuse("to is too small");
-        if (w > 0 && (ic - 1) * x_ic + (rows - 1) * x_row + w > x.size) return refuse("x is too small");
+        if ((ic - 1) * to_ic + (rows - 1) * to_row + n > to.size) return cbn_testing_refuse("to is too small");
+        if (w > 0 && (ic - 1) * x_ic + (rows - 1) * x_row + w > x.size) return cbn_testing_refuse("x is too small");
     }
     const cbn_rows_copy_args a = {.to = to.data, .to_ic = to_ic, .to_row = to_row, .x = x.data, .x_ic = x_ic,
                                   .x_row = x_row, .ic = ic, .rows = rows, .n = n, .x0 = x0, .step = step, .w = w};
@@ -111,8 +77,7 @@ static PyObject *rows_copy(PyObject *module, PyObject *args, PyObject *kwargs) {
 
 static PyObject *tap_tiles(PyObject *module, PyObject *arg) {
     (void)module;
-    const char *isa = PyUnicode_AsUTF8(arg);
-    const cbn_kernels *k = isa ? find_table(isa) : NULL;
+    const cbn_kernels *k = cbn_testing_table(PyUnicode_AsUTF8(arg));
     if (!k) return NULL;
     PyObject *list = PyList_New(0);
     for (int mr = 1; list && mr <= k->tap_mr; mr++) {

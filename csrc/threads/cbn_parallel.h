@@ -20,6 +20,10 @@ void cbn_parallel_for(int64_t count, int64_t grain, int max_workers, cbn_range_f
 
 enum { CBN_MAX_THREADS = 256 };
 
+/* How many parts, `parts` .. `most`, each of `count` equal pieces of work had better be cut into for `threads` threads:
+ * the fewest that leave no thread idle for longer than an eighth of its work near the end, or `parts`. */
+int64_t cbn_even_parts(int64_t count, int64_t parts, int64_t most, int threads);
+
 /* Threads a loop started now would use, 1 .. CBN_MAX_THREADS. Order: set_num_threads > PYCONVBN_NUM_THREADS >
  * OMP_NUM_THREADS > cores. *source (may be NULL) becomes the name of what decided. The environment is read when the
  * library is loaded; the number of cores at the first call and then whenever source is asked for. */

@@ -269,6 +269,14 @@ static void finish_worker(worker *w) {
     if (atomic_compare_exchange_strong(&w->state, &seen, AWAITED)) sleep_while(&w->state, AWAITED);
 }
 
+int64_t cbn_even_parts(int64_t count, int64_t parts, int64_t most, int threads) {
+    for (int64_t p = parts; p <= CBN_MIN(most, 2 * parts); p++) {
+        const int64_t items = count * p, rounds = cbn_ceil_div(items, threads);
+        if (8 * (rounds * threads - items) <= items) return p;
+    }
+    return parts;
+}
+
 static bool own_pool(void) {
     bool free_ = false;
     return atomic_compare_exchange_strong(&pool.busy, &free_, true);

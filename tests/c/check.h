@@ -68,6 +68,7 @@ void *check_guard(size_t bytes, check_side side);
 /* Released after each test; long loops release themselves: size_t m = check_mark(); ...; check_release(m). */
 size_t check_mark(void);
 void check_release(size_t mark); /* verifies the slack and frees every block made since the mark */
+size_t check_live_blocks(void); /* of the allocator in base/cbn_alloc.h */
 /* Elements nobody should have written: fill, later ask. The value is a NaN with a payload no arithmetic makes. */
 void check_sentinel_fill(float *p, size_t n);
 bool check_sentinel_is(float v);

@@ -59,6 +59,16 @@ CHECK_TEST(keeps_off_a_processor) {
     CHECK(!cbn_cpu_keep_off(0, 0, -1) && !cbn_cpu_keep_off(0, 0, 1 << 20));
 }
 
+CHECK_TEST(parts_suit_the_threads) {
+    CHECK(cbn_even_parts(1, 5, 100, 1) == 5);
+    CHECK(cbn_even_parts(1, 4, 100, 2) == 4);
+    CHECK(cbn_even_parts(1, 5, 100, 2) == 6);
+    CHECK(cbn_even_parts(3, 1, 100, 2) == 2);
+    CHECK(cbn_even_parts(1, 5, 5, 2) == 5);
+    CHECK(cbn_even_parts(1, 20, 100, 3) == 20);
+    CHECK(cbn_even_parts(1, 1, 100, 64) == 1);
+}
+
 CHECK_TEST(denormals_are_flushed_and_restored) {
     if (check_under("valgrind")) {
         check_skip("valgrind does not know flushing to zero");

@@ -126,11 +126,12 @@ static void px_case(const cbn_kernels *k, int np, int valid, int64_t ic, check_s
     const int64_t x_ic = np + 1, y_oc = np + 2, ny = (valid - 1) * y_oc + np,
                   nx = (ic - 1) * x_ic + np;
     const int mr = k->px_mr;
-    float *x = guarded(NULL, (size_t)nx, side), *w = guarded(NULL, (size_t)(ic * mr), side);
+    const int64_t nw = cbn_ceil_div(valid, mr) * ic * mr;
+    float *x = guarded(NULL, (size_t)nx, side), *w = guarded(NULL, (size_t)nw, side);
     float *y = guarded(NULL, (size_t)ny, side), *residual = guarded(NULL, (size_t)ny, side);
     float *bias = guarded(NULL, (size_t)valid, side);
     check_fill_int(x, (size_t)nx, -3, 3);
-    check_fill_int(w, (size_t)(ic * mr), -3, 3);
+    check_fill_int(w, (size_t)nw, -3, 3);
     check_fill_int(residual, (size_t)ny, -3, 3);
     check_fill_int(bias, (size_t)valid, -3, 3);
     check_sentinel_fill(y, (size_t)ny);
@@ -148,7 +149,7 @@ static void px_case(const cbn_kernels *k, int np, int valid, int64_t ic, check_s
     for (int64_t e = 0; e < ny; e++) {
         const int64_t c = e / y_oc, p = e % y_oc;
         float want = p < np ? bias[c] + residual[e] : 0.0f;
-        for (int64_t i = 0; i < ic && p < np; i++) want += w[i * mr + c] * x[i * x_ic + p];
+        for (int64_t i = 0; i < ic && p < np; i++) want += w[(c / mr * ic + i) * mr + c % mr] * x[i * x_ic + p];
         const bool good = p < np ? y[e] == clamped(want, -20.0f, 25.0f) : check_sentinel_is(y[e]);
         if (!CHECK_MSG(good, "%s np %d valid %d: y[%d] = %g", k->isa, np, valid, (int)e, y[e]))
             return;
@@ -160,8 +161,9 @@ CHECK_TEST(conv_px_stays_inside) {
         for (int np = 1; np <= (*t)->px_nv * (*t)->lanes; np++) {
             const size_t mark = check_mark();
             for (int side = 0; side < 2; side++)
-                px_case(*t, np, (int)check_range(1, (*t)->px_mr), check_range(1, MOST_IC),
-                        side ? CHECK_LEFT : CHECK_RIGHT);
+                for (int blocks = 1; blocks <= 6; blocks++)
+                    px_case(*t, np, (int)check_range((blocks - 1) * (*t)->px_mr + 1, blocks * (*t)->px_mr),
+                            check_range(1, MOST_IC), side ? CHECK_LEFT : CHECK_RIGHT);
             check_release(mark);
         }
     }

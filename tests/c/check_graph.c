@@ -23,12 +23,6 @@ static const cbn_host_vtable vtable = {.retain = host_retain, .release = host_re
 static cbn_error err;
 static int callee = 7;
 
-static size_t live_blocks(void) {
-    cbn_alloc_stats s;
-    cbn_alloc_get_stats(&s);
-    return s.live_blocks;
-}
-
 static cbn_graph *new_graph(void) {
     cbn_graph *g = NULL;
     CHECK(cbn_graph_new(&vtable, NULL, &g, &err) == CBN_OK);
@@ -153,7 +147,7 @@ CHECK_TEST(graph_order) {
 
 CHECK_TEST(graph_wide_and_deep) {
     enum { WIDE = 100000 };
-    const size_t blocks = live_blocks();
+    const size_t blocks = check_live_blocks();
     cbn_graph *g = new_graph();
     cbn_value *v = cbn_alloc_array(WIDE, sizeof *v);
     for (int i = 0; i < WIDE; i++) v[i] = cbn_value_node(add(g, CBN_NODE_PLACEHOLDER, "p", NULL, 0));
@@ -178,7 +172,7 @@ CHECK_TEST(graph_wide_and_deep) {
     CHECK(cbn_graph_replace_input(g, user, cat, twice, &err) == CBN_OK);
     CHECK(cbn_graph_node(g, user)->n_inputs == 1 && cbn_graph_verify(g, &err) == CBN_OK);
     cbn_graph_release(g);
-    CHECK(refs == 0 && live_blocks() == blocks);
+    CHECK(refs == 0 && check_live_blocks() == blocks);
 }
 
 CHECK_TEST(graph_erase_refused) {
@@ -335,7 +329,7 @@ static cbn_status scenario(cbn_graph **out) {
 }
 
 CHECK_TEST(graph_out_of_memory) {
-    const size_t blocks = live_blocks();
+    const size_t blocks = check_live_blocks();
     int64_t fail = 0;
     for (bool done = false; !done && check_failures() == 0; fail++) {
         cbn_graph *g;
@@ -347,8 +341,8 @@ CHECK_TEST(graph_out_of_memory) {
         CHECK_MSG(done || says_so, "%d: %s", st, err.message);
         if (g) CHECK_MSG(cbn_graph_verify(g, &err) == CBN_OK, "allocation %d: %s", (int)fail, err.message);
         cbn_graph_release(g);
-        CHECK_MSG(refs == 0 && live_blocks() == blocks, "allocation %d: %ld references, %zu blocks left", (int)fail,
-                  refs, live_blocks() - blocks);
+        CHECK_MSG(refs == 0 && check_live_blocks() == blocks, "allocation %d: %ld references, %zu blocks left", (int)fail,
+                  refs, check_live_blocks() - blocks);
     }
     CHECK_MSG(fail > 30, "only %d allocations", (int)fail);
 }

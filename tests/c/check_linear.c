@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* linear, and conv_px over several blocks with and without its copy, of every table: all arrays between guard pages, on
- * whole numbers. */
+/* linear, linear_raw, and conv_px over several blocks with and without its copy, of every table: all arrays between
+ * guard pages, on whole numbers. */
 #include "check.h"
 #include <math.h>
 
@@ -49,6 +49,41 @@ CHECK_TEST(linear_stays_inside) {
                 const size_t mark = check_mark();
                 linear_case(*t, np, check_range(1, 9), check_range(1, 12 * (*t)->lanes),
                             i % 2 ? CHECK_LEFT : CHECK_RIGHT);
+                check_release(mark);
+                if (check_failures()) return;
+            }
+        }
+    }
+}
+
+static void raw_case(const cbn_kernels *k, int np, int64_t ic, int64_t oc, check_side side) {
+    const int64_t x_p = ic + check_range(0, 2), y_p = oc + check_range(0, 2), w_p = ic + check_range(0, 2);
+    const int64_t nx = (np - 1) * x_p + ic, ny = (np - 1) * y_p + oc;
+    float *x = guarded(nx, side), *w = guarded((oc - 1) * w_p + ic, side), *bias = guarded(oc, side);
+    float *residual = check_range(0, 1) ? guarded(ny, side) : NULL, *y = guarded(ny, side);
+    check_sentinel_fill(y, (size_t)ny);
+    const cbn_linear_args a = {.x = x, .x_p = x_p, .w = w, .w_b = w_p, .ic = ic, .y = y, .y_p = y_p, .oc_valid = oc,
+                               .first = true, .last = true, .epi = {bias, residual, -30.0f, INFINITY}};
+    k->linear_raw(np, &a);
+    for (int64_t e = 0; e < ny; e++) {
+        const int64_t p = e / y_p, c = e % y_p;
+        float want = 0.0f;
+        for (int64_t i = 0; i < ic && c < oc; i++) want += w[c * w_p + i] * x[p * x_p + i];
+        if (c < oc) want = clamped(want + bias[c] + (residual ? residual[e] : 0.0f), -30.0f, INFINITY);
+        const bool good = c < oc ? y[e] == want : check_sentinel_is(y[e]);
+        if (!CHECK_MSG(good, "%s raw, rows %d ic %d oc %d: y[%d] = %g, want %g", k->isa, np, (int)ic, (int)oc, (int)e,
+                       (double)y[e], (double)want))
+            return;
+    }
+}
+
+CHECK_TEST(linear_raw_stays_inside) {
+    for (const cbn_kernels *const *t = check_tables(); *t; t++) {
+        for (int np = 1; np <= CBN_LINEAR_RAW_ROWS; np++) {
+            for (int i = 0; i < 60; i++) {
+                const size_t mark = check_mark();
+                raw_case(*t, np, i < 30 ? check_range(1, 9) : check_range(10, 70), check_range(1, 5 * (*t)->lanes),
+                         i % 2 ? CHECK_LEFT : CHECK_RIGHT);
                 check_release(mark);
                 if (check_failures()) return;
             }

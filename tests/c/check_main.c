@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The harness behind check.h and its main: [--list] [--bench] [--seed N] [name part ...] */
 #define _GNU_SOURCE
+#include "base/cbn_alloc.h"
 #include "check.h"
 #include "threads/cbn_parallel.h"
 #include <stdarg.h>
@@ -119,6 +120,12 @@ void check_release(size_t mark) {
 }
 
 static const uint32_t SENTINEL = 0xFFC0DEADu;
+size_t check_live_blocks(void) {
+    cbn_alloc_stats s;
+    cbn_alloc_get_stats(&s);
+    return s.live_blocks;
+}
+
 void check_sentinel_fill(float *p, size_t n) {
     for (size_t i = 0; i < n; i++) memcpy(&p[i], &SENTINEL, sizeof SENTINEL);
 }

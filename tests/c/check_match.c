@@ -26,12 +26,6 @@ static const cbn_host_vtable vtable = {.retain = host_retain, .release = host_re
 static cbn_error err;
 static int literal = 1;
 
-static size_t live_blocks(void) {
-    cbn_alloc_stats s;
-    cbn_alloc_get_stats(&s);
-    return s.live_blocks;
-}
-
 static cbn_graph *new_graph(void) {
     cbn_graph *g = NULL;
     CHECK(cbn_graph_new(&vtable, NULL, &g, &err) == CBN_OK);
@@ -157,7 +151,7 @@ static cbn_graph *sample(void) {
 
 CHECK_TEST(match_every_failing_allocation) {
     static char before[16384], after[16384];
-    const size_t blocks = live_blocks();
+    const size_t blocks = check_live_blocks();
     const long held = refs;
     int failures = 0;
     for (int64_t n = 0; n < 10000; n++) {
@@ -181,7 +175,7 @@ CHECK_TEST(match_every_failing_allocation) {
         cbn_graph_release(replacement);
         cbn_graph_release(pattern);
         cbn_graph_release(g);
-        const size_t now = live_blocks();
+        const size_t now = check_live_blocks();
         if (!CHECK_MSG(now == blocks, "after %lld: %zu blocks, not %zu", (long long)n, now, blocks)) return;
         if (!CHECK_MSG(refs == held, "after %lld: %ld references, not %ld", (long long)n, refs, held)) return;
         if (status == CBN_OK) break;
@@ -235,7 +229,7 @@ static void random_pattern(cbn_graph *pattern, cbn_graph *replacement) {
 
 CHECK_TEST(match_random_rounds) {
     static char before[65536], after[65536];
-    const size_t blocks = live_blocks();
+    const size_t blocks = check_live_blocks();
     enum { MANY = 2000 };
     const int rounds = check_under("valgrind") ? 100 : MANY;
     int replaced_all = 0, cycles = 0;
@@ -265,7 +259,7 @@ CHECK_TEST(match_random_rounds) {
         cbn_graph_release(pattern);
         cbn_graph_release(g);
     }
-    CHECK_MSG(live_blocks() == blocks, "%zu blocks, not %zu", live_blocks(), blocks);
+    CHECK_MSG(check_live_blocks() == blocks, "%zu blocks, not %zu", check_live_blocks(), blocks);
     /* Cycles are rare: a short run may meet none. */
     CHECK_MSG(replaced_all > rounds / 2 && (cycles > 0 || rounds < MANY), "%d replaced, %d cycles", replaced_all, cycles);
 }

@@ -16,17 +16,17 @@ static void pack_case(const cbn_kernels *k, check_side side) {
         /* The first and the last element of the arrays are among what is touched. */
         int64_t hi = check_range(0, lanes), lo = check_range(0, hi);
         if (i % 2) hi = lanes, lo = 0;
-        const int64_t put = i % 3 ? lanes : check_range(1, lanes), x0 = i == 0 ? -lo
-                                                                        : i == 1
-                                                                            ? WIDTH - hi
-                                                                            : check_range(-lo, WIDTH - hi);
+        const int64_t skip = check_range(0, 1), put = i % 3 ? lanes : check_range(1, lanes);
+        const int64_t least = -lo * (1 + skip), most = WIDTH - 1 - (hi - 1) * (1 + skip);
+        const int64_t x0 = i == 0 ? least : i == 1 ? most : check_range(least, most);
         moves[i] = (cbn_panel_move){.x = x0,
                                     .out = i == 0   ? 0
                                            : i == 1 ? out_c - put
                                                     : check_range(0, out_c - put),
                                     .lo = (int16_t)lo,
                                     .hi = (int16_t)hi,
-                                    .n = (int16_t)put};
+                                    .n = (int16_t)put,
+                                    .skip = (int16_t)skip};
     }
     float want[MOST * 3 * 16];
     check_sentinel_fill(out, (size_t)(n * out_c));
@@ -35,7 +35,7 @@ static void pack_case(const cbn_kernels *k, check_side side) {
         for (int m = 0; m < MOVES; m++)
             for (int l = 0; l < moves[m].n; l++)
                 want[i * out_c + moves[m].out + l] =
-                    moves[m].lo <= l && l < moves[m].hi ? x[i * WIDTH + moves[m].x + l] : 0.0f;
+                    moves[m].lo <= l && l < moves[m].hi ? x[i * WIDTH + moves[m].x + l * (1 + moves[m].skip)] : 0.0f;
     k->panel_pack(out, out_c, x, WIDTH, n, moves, MOVES);
     check_equal_f32(out, want, (size_t)(n * out_c), "%s panel_pack of %d", k->isa, (int)n);
 }

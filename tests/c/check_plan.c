@@ -14,12 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static size_t live_blocks(void) {
-    cbn_alloc_stats s;
-    cbn_alloc_get_stats(&s);
-    return s.live_blocks;
-}
-
 static size_t total_allocs(void) {
     cbn_alloc_stats s;
     cbn_alloc_get_stats(&s);
@@ -199,7 +193,7 @@ CHECK_TEST(plans_equal_the_definition) {
     for (int round = 0; round < rounds; round++) {
         problem q;
         if (!problem_make(&q, (int)check_range(0, 3), (cbn_dtype)(round % 3))) continue;
-        const size_t live = live_blocks();
+        const size_t live = check_live_blocks();
         const cbn_plan_options opt = {.activation = CBN_ACT_RELU, .borrow = round % 2};
         cbn_conv_plan *p;
         cbn_error err = {0};
@@ -221,7 +215,7 @@ CHECK_TEST(plans_equal_the_definition) {
             }
         }
         cbn_plan_destroy(p);
-        CHECK(live_blocks() == live);
+        CHECK(check_live_blocks() == live);
         problem_free(&q);
         solved++;
         if (!ok) break;
@@ -276,9 +270,9 @@ CHECK_TEST(plan_choice_explain_force_tune) {
     size_t live = 0;
     for (int64_t h = 1; h <= 40; h++) {
         CHECK(cbn_plan_run(p, x, 1, (int64_t[]){h, 14}, NULL, y, &err) == CBN_OK);
-        if (h == CBN_PLAN_SHAPES) live = live_blocks();
+        if (h == CBN_PLAN_SHAPES) live = check_live_blocks();
     }
-    CHECK(live_blocks() == live);
+    CHECK(check_live_blocks() == live);
     CHECK(cbn_plan_tune(p, (int64_t[]){40, 14}, &err) == CBN_BAD_VALUE &&
           strstr(err.message, "input_shape"));
     CHECK(cbn_plan_run(p, x, -1, in, NULL, y, &err) == CBN_BAD_VALUE);
@@ -324,7 +318,7 @@ CHECK_TEST(one_plan_from_many_threads) {
     CHECK(cbn_conv_geometry_check(&g, (int64_t[]){8, 8, 3, 3}, -1, &err) == CBN_OK);
     float *w = random_array(CBN_F32, 8 * 8 * 9), *x = random_array(CBN_F32, 8 * HEIGHTS * 9);
     const cbn_plan_options opt = {.activation = CBN_ACT_NONE};
-    const size_t live = live_blocks();
+    const size_t live = check_live_blocks();
     size_t one_shape = 0;
     cbn_conv_plan *serial;
     shared_plan s = {.x = x};
@@ -333,7 +327,7 @@ CHECK_TEST(one_plan_from_many_threads) {
         float *y = malloc(sizeof(float) * 8 * (size_t)h * 9);
         CHECK(cbn_plan_run(serial, x, 1, (int64_t[]){h, 9}, NULL, y, &err) == CBN_OK);
         s.want[h] = y;
-        if (h == 1) one_shape = live_blocks() - live;
+        if (h == 1) one_shape = check_live_blocks() - live;
     }
     cbn_plan_destroy(serial);
     pthread_barrier_init(&s.start, NULL, CALLERS);
@@ -348,11 +342,11 @@ CHECK_TEST(one_plan_from_many_threads) {
             CHECK_MSG(wrong == NULL, "thread %d: %d wrong results", i, (int)(intptr_t)wrong);
         }
         if (s.heights == 1)
-            CHECK(live_blocks() - live == one_shape); /* prepared by several, kept once */
+            CHECK(check_live_blocks() - live == one_shape); /* prepared by several, kept once */
         cbn_plan_destroy(s.p);
     }
     pthread_barrier_destroy(&s.start);
-    CHECK(live_blocks() == live);
+    CHECK(check_live_blocks() == live);
     for (int h = 1; h <= HEIGHTS; h++) free((void *)(uintptr_t)s.want[h]);
     free(w);
     free(x);
@@ -365,7 +359,7 @@ static bool plan_life(const problem *q, const cbn_plan_options *opt, const char 
     cbn_error err = {0};
     cbn_conv_plan *p = NULL;
     cbn_plan_report report;
-    const size_t live = live_blocks(), before = total_allocs();
+    const size_t live = check_live_blocks(), before = total_allocs();
     cbn_alloc_fail_after(fail);
     cbn_status s = cbn_plan_create(&q->g, q->w, q->b, opt, &p, &err);
     if (s == CBN_OK) s = cbn_plan_run(p, q->x, q->n, q->in, q->r, q->y, &err);
@@ -389,8 +383,8 @@ static bool plan_life(const problem *q, const cbn_plan_options *opt, const char 
     }
     CHECK(s == CBN_OK || s == CBN_NO_MEMORY);
     cbn_plan_destroy(p);
-    CHECK_MSG(live_blocks() == live, "allocation %d: %d blocks leaked", (int)fail,
-              (int)(live_blocks() - live));
+    CHECK_MSG(check_live_blocks() == live, "allocation %d: %d blocks leaked", (int)fail,
+              (int)(check_live_blocks() - live));
     return s == CBN_OK;
 }
 

@@ -59,31 +59,6 @@ CHECK_TEST(vec_add_is_one_fma) {
     }
 }
 
-CHECK_TEST(vec_into) {
-    for (int64_t step = 1; step <= 5; step++)
-        FOR_EACH_CASE(t, n, side) {
-            const size_t mark = check_mark();
-            const int64_t reach = n ? (n - 1) * step + 1 : 0;
-            float *x = floats(reach, side), *y = floats(n, side), *want = floats(n, side), *sum = floats(n, side);
-            check_fill_int(x, (size_t)reach, -9, 9);
-            check_fill_int(y, (size_t)n, -9, 9);
-            if (n > 2) x[2 * step] = NAN, y[1] = NAN;
-            for (int64_t i = 0; i < n; i++) {
-                const float v = x[i * step];
-                want[i] = y[i] != y[i] ? y[i] : v != v || v > y[i] ? v : y[i];
-                sum[i] = y[i] + v;
-            }
-            float *again = floats(n, side);
-            memcpy(again, y, (size_t)n * sizeof *y);
-            (*t)->max_into(y, x, step, n);
-            check_equal_f32(y, want, (size_t)n, "max_into %s n=%lld step=%lld", (*t)->isa, (long long)n, (long long)step);
-            (*t)->add_into(again, x, step, n);
-            check_equal_f32(again, sum, (size_t)n, "add_into %s n=%lld step=%lld", (*t)->isa, (long long)n,
-                            (long long)step);
-            check_release(mark);
-        }
-}
-
 /* ---- activations ------------------------------------------------------------------------------------------------- */
 
 static double act_exact(cbn_act act, double a, double b, double x) {

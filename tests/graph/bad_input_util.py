@@ -20,6 +20,27 @@ X = np.ones((1, 2, 3, 3), np.float32)
 CLEAN = (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError)
 
 
+class Nameless:
+    def __call__(self, *args: Any) -> Any:
+        return args[0]
+
+
+class Hostile(Nameless):
+    """Every question is answered with an exception."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ZeroDivisionError("eq")
+
+    def __hash__(self) -> int:
+        raise ZeroDivisionError("hash")
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError("repr")
+
+    def __bool__(self) -> bool:
+        raise ZeroDivisionError("bool")
+
+
 class Modules(nn.Module):
     def __init__(self) -> None:
         super().__init__()

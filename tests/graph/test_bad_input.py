@@ -16,7 +16,9 @@ import pytest
 from pyconvbn import _core, fx, nn, passes
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bad_input_util import CLEAN, Modules, SHOWS, USES, X, by_name, circle, net, other, replace, state  # noqa: E402
+from bad_input_util import (  # noqa: E402
+    CLEAN, Hostile, Modules, Nameless, SHOWS, USES, X, by_name, circle, net, other, replace, state,
+)
 
 
 # ---- graphs that are wrong -------------------------------------------------------------------------------------------
@@ -255,30 +257,11 @@ def test_many_arguments() -> None:
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
 
-class Nameless:
-    def __call__(self, *args: Any) -> Any:
-        return args[0]
-
-
 class Unhashable(Nameless):
     __hash__ = None  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
         return True
-
-
-class Hostile(Nameless):
-    def __eq__(self, other: object) -> bool:
-        raise ZeroDivisionError("eq")
-
-    def __hash__(self) -> int:
-        raise ZeroDivisionError("hash")
-
-    def __repr__(self) -> str:
-        raise ZeroDivisionError("repr")
-
-    def __bool__(self) -> bool:
-        raise ZeroDivisionError("bool")
 
 
 class OddName(Nameless):

@@ -9,27 +9,19 @@ import inspect
 import io
 import operator
 import random
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pyconvbn import _core, fx, nn
 
-
-def sample() -> fx.Graph:
-    g = fx.Graph()
-    x, y = g.placeholder("x"), g.placeholder("y", type_expr=int, default_value=3)
-    w = g.get_attr("layer.weight")
-    add = g.call_function(operator.add, (x, [y, {"k": w}]), {"a": 2})
-    relu = g.call_method("relu", (add,), type_expr=np.ndarray)
-    conv = g.call_module("layer.0.conv", (relu,))
-    g.output((conv, {"aux": add}))
-    return g
+sys.path.insert(0, str(Path(__file__).parent))
+from graph_util import sample  # noqa: E402
 
 
 TEXT = """\

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import copy
-import operator
 import pickle
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,8 @@ import pytest
 
 from pyconvbn import fx
 
-
-def sample() -> fx.Graph:
-    g = fx.Graph()
-    x, y = g.placeholder("x"), g.placeholder("y", type_expr=int, default_value=3)
-    w = g.get_attr("layer.weight")
-    add = g.call_function(operator.add, (x, [y, {"k": w}]), {"alpha": 2})
-    relu = g.call_method("relu", (add,), type_expr=np.ndarray)
-    conv = g.call_module("layer.0.conv", (relu,))
-    g.output((conv, {"aux": add}))
-    return g
+sys.path.insert(0, str(Path(__file__).parent))
+from graph_util import sample  # noqa: E402
 
 
 def names(graph: Any) -> list[str]:
@@ -43,7 +36,7 @@ def test_graph_copy_and_node_copy() -> None:
     assert fx.Graph().graph_copy(fx.Graph(), {}) is None
     add = list(g.nodes)[3]
     copied = target.node_copy(add, lambda n: 7)
-    assert copied.args == (7, [7, {"k": 7}]) and copied.kwargs == {"alpha": 2} and copied.name == "add_2"
+    assert copied.args == (7, [7, {"k": 7}]) and copied.kwargs == {"a": 2} and copied.name == "add_2"
     with pytest.raises(RuntimeError, match="belongs to another graph"):
         target.node_copy(add)
 

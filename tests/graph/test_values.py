@@ -6,7 +6,9 @@ from __future__ import annotations
 import copy
 import enum
 import pickle
+import sys
 from collections import OrderedDict, defaultdict, namedtuple
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -16,6 +18,9 @@ import pytest
 from pyconvbn import fx
 from pyconvbn.fx.immutable import immutable_dict, immutable_list
 from pyconvbn.fx.node import map_aggregate, map_arg
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bad_input_util import Hostile  # noqa: E402
 
 Point = namedtuple("Point", "x y")  # noqa: PYI024
 
@@ -160,24 +165,6 @@ def test_containers_inside_themselves() -> None:
     loop.clear()
     odd.clear()
     mapping.clear()
-
-
-class Hostile:
-    """Every question is answered with an exception."""
-
-    def __eq__(self, other: object) -> bool:
-        raise ZeroDivisionError("eq")
-
-    def __hash__(self) -> int:
-        raise ZeroDivisionError("hash")
-
-    def __repr__(self) -> str:
-        raise ZeroDivisionError("repr")
-
-    def __bool__(self) -> bool:
-        raise ZeroDivisionError("bool")
-
-    def __call__(self) -> None: ...
 
 
 def test_hostile_objects_are_just_kept() -> None:

@@ -29,14 +29,16 @@ def test_panel_pack(isa: str, channels: int, rng: np.random.Generator) -> None:
                 lo, hi = 0, lanes
             n = int(rng.integers(1, lanes + 1)) if rng.integers(0, 2) else lanes
             # Beyond the array on either side where no lane is read.
-            moves.append([int(rng.integers(-lo, width - hi + 1)), int(rng.integers(0, out_c - n + 1)), lo, hi, n])
+            step = 1 + int(rng.integers(0, 2))
+            start = int(rng.integers(-lo * step, width - (hi - 1) * step))
+            moves.append([start, int(rng.integers(0, out_c - n + 1)), lo, hi, n, step - 1])
         out = np.full(max(channels, 1) * out_c, SENTINEL)
         want = out.copy()
         for c in range(channels):
-            for start, at, lo, hi, n in moves:
+            for start, at, lo, hi, n, skip in moves:
                 for lane in range(n):
-                    want[c * out_c + at + lane] = x[c, start + lane] if lo <= lane < hi else 0
-        T.panel_pack(isa, out, out_c, x, np.array(moves, np.int64).reshape(-1, 5))
+                    want[c * out_c + at + lane] = x[c, start + lane * (1 + skip)] if lo <= lane < hi else 0
+        T.panel_pack(isa, out, out_c, x, np.array(moves, np.int64).reshape(-1, 6))
         np.testing.assert_array_equal(out, want)
 
 
@@ -44,9 +46,11 @@ def test_panel_pack(isa: str, channels: int, rng: np.random.Generator) -> None:
 def test_panel_pack_refuses_what_would_leave_the_arrays(isa: str) -> None:
     lanes = T.tile_sizes(isa)["lanes"]
     x, out = np.zeros((2, lanes), np.float32), np.zeros(2 * lanes, np.float32)
-    T.panel_pack(isa, out, lanes, x, np.array([[0, 0, 0, lanes, lanes]], np.int64))
-    for move in ([1, 0, 0, lanes, lanes], [-1, 0, 0, lanes, lanes], [0, 1, 0, lanes, lanes], [0, -1, 0, lanes, 1],
-                 [0, 0, 0, lanes + 1, lanes], [0, 0, 0, lanes, lanes + 1], [0, 0, 0, lanes, 0]):
+    T.panel_pack(isa, out, lanes, x, np.array([[0, 0, 0, lanes, lanes, 0]], np.int64))
+    for move in ([1, 0, 0, lanes, lanes, 0], [-1, 0, 0, lanes, lanes, 0], [0, 1, 0, lanes, lanes, 0],
+                 [0, -1, 0, lanes, 1, 0], [0, 0, 0, lanes + 1, lanes, 0], [0, 0, 0, lanes, lanes + 1, 0],
+                 [0, 0, 0, lanes, 0, 0], [0, 0, 0, 1, lanes, 2], [0, 0, 0, 1, lanes, -1],
+                 [lanes - 1, 0, 0, 2, 1, 1], [-1, 0, 0, lanes, lanes, 1]):
         with pytest.raises(ValueError, match="panel_pack"):
             T.panel_pack(isa, out, lanes, x, np.array([move], np.int64))
 

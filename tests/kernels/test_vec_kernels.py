@@ -55,21 +55,6 @@ def test_arithmetic(isa: str, n: int, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("step", [1, 2, 3, 5])
-@pytest.mark.parametrize("n", SIZES)
-def test_into(isa: str, step: int, n: int, rng: np.random.Generator) -> None:
-    x, start = whole(rng, max(n - 1, 0) * step + (n > 0)), whole(rng, n)
-    if n > 3:
-        x[2 * step] = start[1] = np.nan
-    for kernel, function in ((T.max_into, np.maximum), (T.add_into, np.add)):
-        frame = Framed(n)
-        frame.y[...] = start
-        kernel(isa, frame.y, x, step)
-        np.testing.assert_array_equal(frame.y, function(start, x[::step]))
-        assert frame.ok()
-
-
-@pytest.mark.parametrize("isa", ISAS)
 def test_float16_conversions_agree_with_numpy(isa: str, rng: np.random.Generator) -> None:
     patterns = np.arange(65536, dtype=np.uint16).view(np.float16)
     wide = np.empty(patterns.size, np.float32)

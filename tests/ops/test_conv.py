@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,9 @@ import pyconvbn.functional as F
 from pyconvbn import testing
 from pyconvbn._core import _testing
 
-ISAS = _testing.isas()
+sys.path.insert(0, str(Path(__file__).parent))
+from rows_util import ISAS, rows_of  # noqa: E402
+
 DTYPES = ["float16", "float32", "float64"]
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -115,19 +119,6 @@ def cases(draw: st.DrawFn) -> Case:
     return case
 
 
-def candidates(plan: pyconvbn.Plan, shape: tuple[int, ...]) -> list[str]:
-    """Every algorithm that accepts this shape."""
-    listed = {name: reason for name, reason in plan.explain(shape)["candidates"]}
-    names = []
-    for name in listed:
-        try:
-            _testing.plan_force(plan, shape, name)
-        except ValueError:
-            continue
-        names.append(name)
-    return names
-
-
 def allowed(algorithm: str, tolerance: np.ndarray) -> np.ndarray:
     """Winograd's errors are those of the largest outputs of a tile, at all of its outputs."""
     if not algorithm.startswith("winograd"):
@@ -135,9 +126,9 @@ def allowed(algorithm: str, tolerance: np.ndarray) -> np.ndarray:
     return np.full_like(tolerance, np.max(tolerance, initial=0))
 
 
-def exact_candidates(plan: pyconvbn.Plan, shape: tuple[int, ...]) -> list[str]:
+def exact_rows(plan: pyconvbn.Plan, shape: tuple[int, ...]) -> list[str]:
     """Those that add products of the numbers given: integers stay integers."""
-    return [name for name in candidates(plan, shape) if not name.startswith("winograd")]
+    return [name for name in rows_of(plan, shape) if not name.startswith("winograd")]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -151,7 +142,7 @@ def test_plan_matches_the_reference_with_every_algorithm(isa: str, case: Case) -
         out = plan(x)
         assert out.shape == (0, case.channels[1], *case.output_size()) and out.dtype == w.dtype
         return
-    for algorithm in candidates(plan, x.shape):
+    for algorithm in rows_of(plan, x.shape):
         _testing.plan_force(plan, x.shape, algorithm)
         assert plan.explain(x.shape)["algorithm"] == algorithm
         out = plan(x)
@@ -171,7 +162,7 @@ def test_small_integers_are_exact(isa: str, case: Case) -> None:
     terms, _ = testing.error_model(np.abs(x), np.abs(w), None, **case.geometry)
     assume(case.dtype != "float16" or np.max(terms, initial=0) < 2048)
     plan = _testing.plan_with_isa(isa, w, b, **case.geometry)
-    for algorithm in exact_candidates(plan, x.shape):
+    for algorithm in exact_rows(plan, x.shape):
         _testing.plan_force(plan, x.shape, algorithm)
         np.testing.assert_array_equal(plan(x), reference, err_msg=algorithm)
 
@@ -235,7 +226,7 @@ def test_tile_edges(
         if width + 2 * padding < kernel:
             continue
         want = testing.reference_conv(x, w, None, stride, padding)
-        for algorithm in exact_candidates(plan, x.shape):
+        for algorithm in exact_rows(plan, x.shape):
             _testing.plan_force(plan, x.shape, algorithm)
             np.testing.assert_array_equal(plan(x), want, err_msg=algorithm)
 
@@ -305,7 +296,7 @@ def test_nan_and_infinity_stay_where_they_belong(
     plan = _testing.plan_with_isa(isa, w, padding=kernel // 2, groups=groups, precision="strict")
     reference, tolerance = testing.error_model(x, w, padding=kernel // 2, groups=groups)
     assert 0 < np.count_nonzero(~np.isfinite(reference)) <= 8 * kernel * kernel
-    for algorithm in candidates(plan, x.shape):
+    for algorithm in rows_of(plan, x.shape):
         _testing.plan_force(plan, x.shape, algorithm)
         testing.assert_within(plan(x), reference, tolerance)
 
@@ -319,7 +310,7 @@ def test_infinite_weight_does_not_meet_the_padding(isa: str) -> None:
     plan = _testing.plan_with_isa(isa, w, padding=1, precision="strict")
     reference, _ = testing.error_model(x, w, padding=1)
     assert not np.isnan(reference).any() and np.isinf(reference).any()
-    for algorithm in candidates(plan, x.shape):
+    for algorithm in rows_of(plan, x.shape):
         _testing.plan_force(plan, x.shape, algorithm)
         np.testing.assert_array_equal(plan(x), reference, err_msg=algorithm)
 

@@ -8,6 +8,8 @@ shows; random numbers show that six products of three terms are as good as float
 from __future__ import annotations
 
 import itertools
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ import pytest
 
 import pyconvbn
 from pyconvbn import _core
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rows_util import assert_failures_are_clean, forced, why_not  # noqa: E402
 
 T = _core._testing
 UNITS = ["amx_emulated", *(["amx"] if "amx" in T.isas() else [])]
@@ -45,9 +50,7 @@ def plan_for(unit: str, case: tuple[Any, ...], rng: np.random.Generator, integer
     w = draw(oc, ic // groups, *kernel).astype(np.float32)
     b = draw(oc).astype(np.float32)
     geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    plan = T.plan_with_isa(unit, w, b, **geometry, **more)
-    T.plan_force(plan, x.shape, "amx")
-    assert plan.explain(x.shape)["algorithm"] == "amx"
+    plan = forced("amx", unit, x.shape, w, b, **geometry, **more)
     double = pyconvbn.Plan(w.astype(np.float64), b.astype(np.float64), **geometry)
     return plan, x, double(x.astype(np.float64)), w
 
@@ -64,8 +67,7 @@ def test_error_is_below_that_of_a_float32_chain(unit: str) -> None:
     ratios = []
     for seed in range(6):
         plan, x, exact, w = plan_for(unit, CASES[0], np.random.default_rng(seed), integers=False)
-        chain = T.plan_with_isa("scalar", w, plan(x)[0, :, 0, 0] * 0, padding=1)
-        T.plan_force(chain, x.shape, "ref")
+        chain = forced("ref", "scalar", x.shape, w, padding=1)
         bias = (plan(x * 0))[0, :, 0, 0]
         sequential = chain(x) + bias[:, None, None]
         ratios.append(np.sqrt(np.mean((plan(x) - exact) ** 2)) / np.sqrt(np.mean((sequential - exact) ** 2)))
@@ -93,8 +95,7 @@ def test_residual_activation_threads_and_batches(unit: str) -> None:
 def test_inf_and_nan_stay_in_place(unit: str, value: float) -> None:
     plan, x, _, w = plan_for(unit, CASES[1], np.random.default_rng(7), integers=False)
     x[1, 2, 3, 4] = value
-    plain = T.plan_with_isa("scalar", w, plan(x[:1] * 0)[0, :, 0, 0] * 0, stride=2, padding=1)
-    T.plan_force(plain, x.shape, "direct")
+    plain = forced("direct", "scalar", x.shape, w, stride=2, padding=1)
     y, reference = plan(x), plain(x)
     np.testing.assert_array_equal(np.isnan(y), np.isnan(reference))
     np.testing.assert_array_equal(np.isinf(y), np.isinf(reference))
@@ -109,15 +110,12 @@ def test_wide_range_of_magnitudes(unit: str) -> None:
     w[np.arange(16), np.arange(16)] = 1
     x = (rng.uniform(1, 2, (1, 16, 4, 5)) * 2.0 ** rng.integers(-100, 127, (1, 16, 4, 5))).astype(np.float32)
     x[0, 0, 0, :2] = np.finfo(np.float32).max, -np.finfo(np.float32).max
-    plan = T.plan_with_isa(unit, w)
-    T.plan_force(plan, x.shape, "amx")
-    np.testing.assert_array_equal(plan(x), x)
+    np.testing.assert_array_equal(forced("amx", unit, x.shape, w)(x), x)
 
 
 def test_refusals_have_reasons() -> None:
     def reason(*shape: int, x: tuple[int, ...], isa: str = "amx_emulated", **geometry: Any) -> str:
-        plan = T.plan_with_isa(isa, np.zeros(shape, np.float32), **geometry)
-        return dict(plan.explain(x)["candidates"])["amx"]
+        return why_not("amx", T.plan_with_isa(isa, np.zeros(shape, np.float32), **geometry), x)
 
     assert reason(16, 8, 3, 3, x=(1, 8, 9, 9)) == "a group has fewer than 16 channels"
     assert reason(16, 16, 3, 3, x=(1, 16, 9, 9), transposed=True) == "transposed"
@@ -125,18 +123,7 @@ def test_refusals_have_reasons() -> None:
     assert reason(16, 16, 3, 3, x=(1, 16, 9, 9), isa="scalar") == "no AMX unit, or it is not enabled"
 
 
-def test_failed_allocations_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_allocations_leave_nothing() -> None:
     w, x = np.ones((16, 16, 3, 3), np.float32), np.ones((1, 16, 6, 6), np.float32)
-    for n in itertools.count():
-        plan = T.plan_with_isa("amx_emulated", w)
-        T.alloc_fail_after(n)
-        try:
-            T.plan_force(plan, x.shape, "amx")
-            y = plan(x)
-        except MemoryError:
-            continue
-        finally:
-            T.alloc_fail_after(-1)
-        assert n >= 3
-        np.testing.assert_array_equal(y, np.full((1, 16, 4, 4), 144))
-        break
+    want = np.full((1, 16, 4, 4), 144, np.float32)
+    assert_failures_are_clean(lambda: T.plan_with_isa("amx_emulated", w), "amx", x, want)

@@ -4,21 +4,21 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pyconvbn
-from pyconvbn import _core, testing
+from pyconvbn import testing
 
-_testing = _core._testing
-ISAS = _testing.isas()
+sys.path.insert(0, str(Path(__file__).parent))
+from rows_util import ISAS, assert_same_bits, forced  # noqa: E402
 
 
-def depthwise(isa: str, w: np.ndarray, x: np.ndarray, *args: object, **kwargs: object) -> pyconvbn.Plan:
-    plan = _testing.plan_with_isa(isa, w, *args, **kwargs)
-    _testing.plan_force(plan, x.shape, "depthwise")
-    return plan
+def depthwise(isa: str, w: np.ndarray, x: np.ndarray, b: np.ndarray | None = None, **options: object) -> pyconvbn.Plan:
+    return forced("depthwise", isa, x.shape, w, b, **options)
 
 
 @pytest.mark.usefixtures("keep_threads")
@@ -44,7 +44,6 @@ def test_sizes_threads_and_batches(
             np.testing.assert_array_equal(plan(x, residual=residual), want + residual)
 
 
-@pytest.mark.usefixtures("keep_threads")
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 1, 14), (5, 1, 14), (3, 1, 40), (5, 2, 41), (7, 1, 30)])
 def test_same_bits_for_any_threads_and_batch(
@@ -52,13 +51,7 @@ def test_same_bits_for_any_threads_and_batch(
 ) -> None:
     w = rng.normal(size=(3, 1, kernel, kernel)).astype(np.float32)
     x = rng.normal(size=(2, 3, size, size)).astype(np.float32)
-    plan = depthwise(isa, w, x, stride=stride, padding=kernel // 2, groups=3)
-    pyconvbn.set_num_threads(1)
-    want = plan(x)
-    for threads in (2, 3, 4):
-        pyconvbn.set_num_threads(threads)
-        np.testing.assert_array_equal(plan(x), want)
-        np.testing.assert_array_equal(plan(x[1:]), want[1:])
+    assert_same_bits(depthwise(isa, w, x, stride=stride, padding=kernel // 2, groups=3), x, (2, 3, 4))
 
 
 @pytest.mark.parametrize("isa", ISAS)

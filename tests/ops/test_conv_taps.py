@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ import pyconvbn
 from pyconvbn import testing
 from pyconvbn._core import _testing
 
-ISAS = _testing.isas()
+sys.path.insert(0, str(Path(__file__).parent))
+from rows_util import ISAS, arrays, assert_same_bits, forced, why_not  # noqa: E402
 
 # groups, ic, oc (of a group), input, kernel, stride, padding, dilation
 CASES: list[tuple[int, int, int, tuple[int, ...], Any, Any, Any, Any]] = [
@@ -44,20 +47,15 @@ CASES: list[tuple[int, int, int, tuple[int, ...], Any, Any, Any, Any]] = [
 def make(case: Any, rng: np.random.Generator, batch: int, isa: str, **options: Any) -> tuple[Any, ...]:
     groups, ic, oc, size, kernel, stride, padding, dilation = case
     taps = (kernel,) * len(size) if isinstance(kernel, int) else kernel
-    x = rng.normal(0.2, 1.0, (batch, groups * ic, *size)).astype(np.float32)
-    w = rng.normal(0.0, 0.3, (groups * oc, ic, *taps)).astype(np.float32)
-    b = rng.normal(0.0, 1.0, groups * oc).astype(np.float32)
+    x, w, b = arrays(rng, batch, groups * ic, groups * oc, size, taps, groups)
     geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    plan = _testing.plan_with_isa(isa, w, b, **geometry, **options)
-    _testing.plan_force(plan, x.shape, "taps")
-    return x, w, b, geometry, plan
+    return x, w, b, geometry, forced("taps", isa, x.shape, w, b, **geometry, **options)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_the_reference_and_direct(isa: str, case: Any, rng: np.random.Generator) -> None:
     x, w, b, geometry, plan = make(case, rng, 2, isa)
-    assert plan.explain(x.shape)["algorithm"] == "taps"
     out = plan(x)
     reference, tolerance = testing.error_model(x, w, b, **geometry)
     testing.assert_within(out, reference, tolerance, channel_axis=1)
@@ -78,18 +76,7 @@ def test_residual_and_activation(isa: str, case: Any, rng: np.random.Generator) 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_threads_and_batch_do_not_change_a_bit(case: Any, rng: np.random.Generator) -> None:
     x, *_, plan = make(case, rng, 3, ISAS[0])
-    threads = pyconvbn.get_num_threads()
-    try:
-        pyconvbn.set_num_threads(1)
-        one = plan(x)
-        each = np.concatenate([plan(x[i : i + 1]) for i in range(3)])
-        for n in (2, 5):
-            pyconvbn.set_num_threads(n)
-            np.testing.assert_array_equal(plan(x), one)
-            np.testing.assert_array_equal(plan(x[:1]), one[:1])
-    finally:
-        pyconvbn.set_num_threads(threads)
-    np.testing.assert_array_equal(one, each)
+    assert_same_bits(plan, x, (2, 5))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -117,8 +104,7 @@ def test_infinite_weights_do_not_meet_the_padding(rng: np.random.Generator) -> N
 
 def test_what_it_does_not_take() -> None:
     def why(w: np.ndarray, shape: tuple[int, ...], **geometry: Any) -> str:
-        candidates = dict(pyconvbn.Plan(w, **geometry).explain(shape)["candidates"])
-        return str(candidates["taps"])
+        return why_not("taps", pyconvbn.Plan(w, **geometry), shape)
 
     w = np.ones((4, 4, 3, 3), np.float32)
     assert why(w, (1, 4, 8, 8), transposed=True) == "transposed"

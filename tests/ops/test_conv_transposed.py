@@ -4,6 +4,8 @@ results test_conv.py compares with the float64 reference."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,21 +15,18 @@ import pyconvbn
 from pyconvbn import testing
 from pyconvbn._core import _testing
 
-ISAS = _testing.isas()
+sys.path.insert(0, str(Path(__file__).parent))
+from rows_util import ISAS, arrays, assert_failures_are_clean, assert_same_bits, forced, why_not  # noqa: E402
 
 
 def problem(
     rng: np.random.Generator, ic: int, oc: int, size: tuple[int, ...], kernel: tuple[int, ...], groups: int = 1, n: int = 1
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    x = rng.standard_normal((n, ic, *size)).astype(np.float32)
-    w = rng.standard_normal((ic, oc // groups, *kernel)).astype(np.float32)
-    return x, w, rng.standard_normal(oc).astype(np.float32)
+    return arrays(rng, n, ic, oc, size, kernel, groups, transposed=True)
 
 
 def run(isa: str, algorithm: str, x: np.ndarray, w: np.ndarray, b: np.ndarray, residual: Any = None, **geometry: Any) -> Any:
-    plan = _testing.plan_with_isa(isa, w, b, transposed=True, **geometry)
-    _testing.plan_force(plan, x.shape, algorithm)
-    return plan(x, residual=residual) if residual is not None else plan(x)
+    return forced(algorithm, isa, x.shape, w, b, transposed=True, **geometry)(x, residual=residual)
 
 
 def compare(isa: str, x: np.ndarray, w: np.ndarray, b: np.ndarray, **geometry: Any) -> np.ndarray:
@@ -108,19 +107,9 @@ def test_epilogue_and_batch(
 def test_threads_do_not_matter(isa: str, kernel: int, padding: int, width: int, rng: np.random.Generator) -> None:
     """Several super-panels and batches of output channels."""
     x, w, b = problem(rng, 40, 70, (23, width), (kernel, kernel), n=2)
-    before = pyconvbn.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3):
-            pyconvbn.set_num_threads(threads)
-            results.append(run(isa, "transposed", x, w, b, stride=2, padding=padding))
-            if kernel == 2:
-                results.append(run(isa, "upconv", x, w, b, stride=2))
-    finally:
-        pyconvbn.set_num_threads(before)
-    np.testing.assert_array_equal(results[0], compare(isa, x, w, b, stride=2, padding=padding))
-    for other in results[1:]:
-        np.testing.assert_array_equal(results[0], other)
+    compare(isa, x, w, b, stride=2, padding=padding)
+    for row in ("transposed", "upconv") if kernel == 2 else ("transposed",):
+        assert_same_bits(forced(row, isa, x.shape, w, b, transposed=True, stride=2, padding=padding), x)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -154,8 +143,7 @@ def test_weights_that_are_not_finite_do_not_meet_the_padding(isa: str, value: fl
 )
 def test_says_why_not(kernel: tuple[int, ...], geometry: dict[str, Any], reason: str) -> None:
     plan = pyconvbn.Plan(np.ones((4, 4, *kernel), np.float32), **geometry)
-    candidates = dict(plan.explain((1, 4, 9, 9))["candidates"])
-    assert reason in candidates["transposed"]
+    assert reason in why_not("transposed", plan, (1, 4, 9, 9))
     with pytest.raises(ValueError, match="transposed"):
         _testing.plan_force(plan, (1, 4, 9, 9), "transposed")
 
@@ -174,23 +162,6 @@ def test_failed_allocations_are_reported(algorithm: str, kernel: int, finite: bo
     if not finite:
         w[0, 0, 0, 0] = np.nan
     want = run(ISAS[0], algorithm, x, w, b, stride=2)
-    failures = 0
-    for nth in range(100):
-        plan = _testing.plan_with_isa(ISAS[0], w, b, stride=2, transposed=True)
-        _testing.alloc_fail_after(nth)
-        try:
-            _testing.plan_force(plan, x.shape, algorithm)
-            got = plan(x)
-        except MemoryError:
-            failures += 1
-            _testing.alloc_fail_after(-1)
-            _testing.plan_force(plan, x.shape, algorithm)
-            np.testing.assert_array_equal(plan(x), want)
-            continue
-        finally:
-            _testing.alloc_fail_after(-1)
-        np.testing.assert_array_equal(got, want)
-        break
-    else:
-        pytest.fail("an allocation failed every time")
-    assert failures >= 3
+    assert_failures_are_clean(
+        lambda: _testing.plan_with_isa(ISAS[0], w, b, stride=2, transposed=True), algorithm, x, want
+    )

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,9 @@ import pyconvbn
 from pyconvbn import testing
 from pyconvbn._core import _testing
 
-ISAS = _testing.isas()
+sys.path.insert(0, str(Path(__file__).parent))
+from rows_util import ISAS, arrays, assert_same_bits, takes, why_not  # noqa: E402
+
 ROWS = ["winograd_4x4", "winograd_4x2", "winograd_2x2"]
 
 # batch, input channels, output channels, size, kernel, geometry
@@ -61,23 +65,10 @@ CASES: dict[str, tuple[int, int, int, tuple[int, ...], tuple[int, ...], dict[str
 KINDS = ["3x3 ragged", "groups", "dilated", "3d", "k7", "strided 3x3", "transposed k4 s2"]
 
 
-def arrays(case: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+def problem(case: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
     n, ic, oc, size, kernel, geometry = CASES[case]
-    groups = geometry.get("groups", 1)
-    across = (ic, oc // groups) if geometry.get("transposed") else (oc, ic // groups)
-    x = rng.standard_normal((n, ic, *size)).astype(np.float32)
-    w = rng.standard_normal((*across, *kernel)).astype(np.float32)
-    return x, w, rng.standard_normal(oc).astype(np.float32), geometry
-
-
-def force(plan: pyconvbn.Plan, shape: tuple[int, ...], row: str) -> bool:
-    """False: the row refuses this shape."""
-    try:
-        _testing.plan_force(plan, shape, row)
-    except ValueError:
-        return False
-    assert plan.explain(shape)["algorithm"] == row
-    return True
+    layer = arrays(rng, n, ic, oc, size, kernel, geometry.get("groups", 1), geometry.get("transposed", False))
+    return *layer, geometry
 
 
 def within(out: np.ndarray, reference: np.ndarray, tolerance: np.ndarray) -> None:
@@ -88,39 +79,32 @@ def within(out: np.ndarray, reference: np.ndarray, tolerance: np.ndarray) -> Non
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("case", CASES)
 def test_matches_the_reference(isa: str, case: str, rng: np.random.Generator) -> None:
-    x, w, b, geometry = arrays(case, rng)
+    x, w, b, geometry = problem(case, rng)
     reference, tolerance = testing.error_model(x, w, b, **geometry)
     plan = _testing.plan_with_isa(isa, w, b, precision="fast", **geometry)
     ran = 0
     for row in ROWS:
-        if force(plan, x.shape, row):
+        if takes(plan, x.shape, row):
             ran += 1
             within(plan(x), reference, tolerance)
     assert ran >= 2
 
 
-@pytest.mark.usefixtures("keep_threads")
 @pytest.mark.parametrize("isa", ISAS[:1])
 @pytest.mark.parametrize("case", CASES)
 def test_same_bits_for_any_split(isa: str, case: str, rng: np.random.Generator) -> None:
-    x, w, b, geometry = arrays(case, rng)
+    x, w, b, geometry = problem(case, rng)
     x = np.concatenate([x] * 2)
     plan = _testing.plan_with_isa(isa, w, b, precision="fast", **geometry)
     for row in ROWS:
-        if not force(plan, x.shape, row):
-            continue
-        pyconvbn.set_num_threads(1)
-        want = plan(x)
-        for threads in (2, 3):
-            pyconvbn.set_num_threads(threads)
-            np.testing.assert_array_equal(plan(x), want)
-            np.testing.assert_array_equal(plan(x[1:2]), want[1:2])
+        if takes(plan, x.shape, row):
+            assert_same_bits(plan, x)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("case", KINDS)
 def test_residual_and_activation(isa: str, case: str, rng: np.random.Generator) -> None:
-    x, w, b, geometry = arrays(case, rng)
+    x, w, b, geometry = problem(case, rng)
     shape = pyconvbn.Plan(w, b, **geometry).output_shape(x.shape)
     residual = rng.standard_normal(shape).astype(np.float32)
     for activation in ("relu", "relu6", "silu"):
@@ -129,7 +113,7 @@ def test_residual_and_activation(isa: str, case: str, rng: np.random.Generator) 
         )
         plan = _testing.plan_with_isa(isa, w, b, precision="fast", activation=activation, **geometry)
         for row in ROWS:
-            if force(plan, x.shape, row):
+            if takes(plan, x.shape, row):
                 within(plan(x, residual=residual), reference, tolerance)
 
 
@@ -137,7 +121,7 @@ def test_residual_and_activation(isa: str, case: str, rng: np.random.Generator) 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("case", KINDS)
 def test_nan_and_infinity_stay_in_place(isa: str, case: str, value: float, rng: np.random.Generator) -> None:
-    x, w, b, geometry = arrays(case, rng)
+    x, w, b, geometry = problem(case, rng)
     clean = x.copy()
     x[1, 3, ..., 2] = value
     reference, tolerance = testing.error_model(x, w, b, **geometry)
@@ -145,7 +129,7 @@ def test_nan_and_infinity_stay_in_place(isa: str, case: str, value: float, rng: 
     assert 0 < np.count_nonzero(finite[1]) < finite[1].size
     plan = _testing.plan_with_isa(isa, w, b, precision="fast", **geometry)
     for row in ROWS:
-        if not force(plan, x.shape, row):
+        if not takes(plan, x.shape, row):
             continue
         out, untouched = plan(x), plan(clean)
         within(np.where(finite, out, 0), np.where(finite, reference, 0), np.where(finite, tolerance, 0))
@@ -178,7 +162,7 @@ def test_accuracy_is_that_of_the_precision(
         return float(np.sqrt(np.mean((plan(x) - reference) ** 2)))
 
     sequential = rms("ref")
-    rows = [row for row in ROWS if force(plan, x.shape, row)]
+    rows = [row for row in ROWS if takes(plan, x.shape, row)]
     assert rows or channels < 160
     for row in rows:
         assert rms(row) <= most * sequential, row
@@ -196,7 +180,7 @@ def test_says_why_not(
     shape: tuple[int, ...], weight: tuple[int, ...], arguments: dict[str, Any], reason: str
 ) -> None:
     plan = pyconvbn.Plan(np.ones(weight, np.float32), **arguments)
-    assert reason in dict(plan.explain(shape)["candidates"])["winograd_4x4"]
+    assert reason in why_not("winograd_4x4", plan, shape)
 
 
 def test_takes_the_layers_it_is_made_for() -> None:

@@ -20,6 +20,9 @@ import pyconvbn
 from pyconvbn import Plan, _core
 from pyconvbn._core import _testing
 
+sys.path.insert(0, str(Path(__file__).parent))
+from rows_util import rows_of  # noqa: E402
+
 pytestmark = pytest.mark.usefixtures("keep_threads")
 
 # name -> (weight shape, constructor arguments, input shape); together every algorithm finds something it supports
@@ -67,14 +70,7 @@ def supporting(isa: str, name: str, precision: str) -> list[str]:
     """Algorithms that support the layer."""
     shape, arguments, input_shape = LAYERS[name]
     plan = _testing.plan_with_isa(isa, rand(*shape), precision=precision, **arguments)
-    names = []
-    for algorithm, _ in plan.explain(input_shape)["candidates"]:
-        try:
-            _testing.plan_force(plan, input_shape, algorithm)
-        except ValueError:
-            continue
-        names.append(algorithm)
-    return names
+    return rows_of(plan, input_shape)
 
 
 def workspace_used(plan: Plan, x: np.ndarray, out: np.ndarray) -> int:

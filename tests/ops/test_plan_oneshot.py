@@ -23,11 +23,12 @@ LAYERS: dict[str, tuple[tuple[int, ...], dict[str, Any], tuple[int, ...], bool]]
     "pointwise": ((96, 80, 1, 1), {}, (1, 80, 7, 7), True),
     "grouped": ((64, 16, 3, 3), {"groups": 4, "padding": 1}, (1, 64, 7, 7), True),
     "reflect": ((32, 32, 3, 3), {"padding": 1, "padding_mode": "reflect"}, (2, 32, 6, 6), True),
-    "transposed": ((32, 24, 4, 4), {"transposed": True, "stride": 2, "padding": 1}, (1, 32, 7, 7), False),
+    "transposed": ((32, 24, 4, 4), {"transposed": True, "stride": 2, "padding": 1}, (1, 32, 7, 7), True),
+    "transposed large map": ((16, 8, 2, 2), {"transposed": True, "stride": 2}, (1, 16, 9, 9), False),
     "1d": ((64, 32, 9), {"padding": 4}, (1, 32, 30), True),
     "3d": ((32, 16, 3, 3, 3), {"padding": 1}, (1, 16, 3, 4, 4), True),
     "linear": ((50, 30), {}, (4, 30), True),
-    "linear batch": ((50, 30), {}, (64, 30), False),
+    "linear batch": ((50, 30), {}, (64, 30), True),
 }
 
 

@@ -11,11 +11,6 @@ from pyconvbn import nn, testing
 RNG = np.random.default_rng
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason="torch, the second oracle, is not installed")
-
-
 def arr(*values):
     return np.array(values, np.float64)
 

@@ -217,6 +217,23 @@ def test_summary_and_table():
     assert "NOT A QUIET MACHINE" in text and "two 0.50 (ort)" in text
 
 
+def test_one_shot_beside_the_plan():
+    rows = [fake_row("one", "1x1", 10.0, 20.0), fake_row("two", "dw", 20.0, 10.0), fake_row("three", "dw", 20.0, 10.0)]
+    for row, flops, us in zip(rows, (2e8, 2e8, 1e6), (11.0, 80.0, 40.0), strict=True):
+        row["flops"] = flops
+        row["rivals"]["one_shot"] = {"median_us": us, "best_us": us, "rms_ratio": 1.0}
+    summary = report.summarize_one_shot(rows)
+    assert summary["ratios"] == pytest.approx({"one": 1.1, "two": 4.0, "three": 2.0})
+    assert summary["geometric_mean"] == pytest.approx(8.8 ** (1 / 3))
+    assert summary["geometric_mean_large"] == pytest.approx(4.4**0.5)
+    assert (summary["large"], summary["met"], summary["missed"]) == (2, 1, ["two"])
+    lines = report.one_shot(rows, summary).splitlines()
+    assert [line.endswith(">") for line in lines] == [False, False, False, True, False, False]
+    rows[0]["rivals"]["one_shot"] = {"failed": "wrong", "wrong": True}
+    summary = report.summarize_one_shot(rows)
+    assert summary["missed"] == ["one", "two"] and "WRONG" in report.one_shot(rows, summary)
+
+
 def run(*arguments):
     return subprocess.run([sys.executable, str(BENCHMARKS / "run.py"), *arguments], capture_output=True,
                           text=True, timeout=300, check=False)
@@ -258,7 +275,21 @@ def test_kernel_run_end_to_end(tmp_path):
     assert all(row["rate"] > 0 for row in result["kernels"]) and result["without_benchmark"] == []
 
 
+def test_one_shot_run_end_to_end(tmp_path):
+    target = tmp_path / "result.json"
+    done = run("--shapes", "shapes/smoke.txt", "--own-only", "--one-shot", "--rounds", "1", "--slice", "1",
+               "--json", str(target))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "efficient_conv_bn_eval / that of the plan" in done.stdout
+    result = json.loads(target.read_text(encoding="utf-8"))
+    ratios = result["summary"]["one_shot"]["ratios"]
+    assert list(ratios) == [layer.name for layer in SMOKE_LAYERS] and all(ratio > 0 for ratio in ratios.values())
+    for row in result["layers"]:
+        assert 0 <= row["rivals"]["one_shot"]["rms_ratio"] < 20
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
+    (("--one-shot", "--precision", "strict"), "must come first"),
     (("--match", "no such layer"), "matches"),
     (("--isa", "sse9"), "choose one of"),
     (("--threads", "100000"), "may use 1 to"),
