@@ -23,7 +23,11 @@ struct cbn_op_table {
     size_t handle_count, handle_slots; /* slots: 0 or a power of two, at most half full */
 };
 
-static const cbn_op stock[CBN_OP_COUNT] = {
+/* Without the room for parameters, which would be 400 KB of zeros in the library's file. */
+static const struct {
+    const char *name, *schema, *shape_rule, *doc;
+    uint8_t effect, family, nd;
+} stock[CBN_OP_COUNT] = {
 #define CBN_OP(row, opname, text, kind, fam, axes, rule, words)                                                        \
     {.name = opname, .schema = text, .effect = CBN_EFFECT_##kind, .family = CBN_FAMILY_##fam, .nd = axes,              \
      .shape_rule = rule, .doc = words},
@@ -59,9 +63,15 @@ static cbn_status fill(cbn_op_table *t, cbn_error *err) {
     t->text = cbn_alloc(bytes);
     if (t->text == NULL) return cbn_fail_memory(err, "op table", bytes);
     char *text = t->text;
-    memcpy(t->rows, stock, sizeof stock);
     for (int i = 0; i < CBN_OP_COUNT; i++) {
         cbn_op *op = &t->rows[i];
+        *op = (cbn_op){.name = stock[i].name,
+                       .schema = stock[i].schema,
+                       .effect = (cbn_effect)stock[i].effect,
+                       .family = (cbn_op_family)stock[i].family,
+                       .nd = stock[i].nd,
+                       .shape_rule = stock[i].shape_rule,
+                       .doc = stock[i].doc};
         CBN_TRY(cbn_op_parse_schema(op, text, err));
         text += strlen(op->schema) + 1;
         size_t slot = 0;

@@ -244,8 +244,8 @@ typedef struct cbn_pool_args {
      * is never set to false) when one of these s is Inf or NaN */                                 \
     X(lanes_scatter, (float *y, int64_t y_c, int nch, const float *s, int64_t n, const cbn_epilogue_args *e, bool *nonfinite)) \
     /* out[i*out_c + m.out + l] = m.lo <= l < m.hi ? x[i*x_c + m.x + l*(1 + m.skip)] : 0 for       \
-     * i < n, l < m.n and the moves m. Within a channel they are made in order, so a later one may overwrite what an earlier one wrote too much; moves of  \
-     * different channels may not meet */                                                          \
+     * i < n, l < m.n and the moves m. Within a channel they are made in order, so a later one may \
+     * overwrite what an earlier one wrote too much; moves of different channels may not meet */   \
     X(panel_pack, (float *out, int64_t out_c, const float *x, int64_t x_c, int64_t n,              \
                    const cbn_panel_move *moves, int64_t nmoves))                                   \
     /* o = i*ns + r: y[c*y_c + o] = clamp(s[c*s_c + r*s_p + i] + bias[c] [+ residual[c*y_c + o]]) for o < n, c < nch  \
