@@ -42,23 +42,23 @@ CBN_INLINE void pack_2x4(float *CBN_RESTRICT out, int64_t lanes, const float *CB
     for (int i = 0; i < 4; i++) memcpy(out + i * lanes, pairs + 2 * i, 2 * sizeof *out);
 }
 
+/* n rows, 4 or 2 of them. */
+CBN_INLINE void pack_few(int n, float *CBN_RESTRICT out, int64_t lanes, const float *CBN_RESTRICT rows, int64_t row_step,
+                         int64_t count) {
+    int64_t k = 0;
+    for (; k + 4 <= count; k += 4) {
+        if (n == 4) pack_4x4(out + k * lanes, lanes, rows + k, row_step);
+        else pack_2x4(out + k * lanes, lanes, rows + k, row_step);
+    }
+    for (; k < count; k++)
+        for (int i = 0; i < n; i++) out[k * lanes + i] = rows[i * row_step + k];
+}
+
 CBN_INLINE void pack_some(float *CBN_RESTRICT out, int64_t lanes, const float *CBN_RESTRICT rows, int64_t row_step,
                           int64_t valid, int64_t count) {
     int64_t lane = 0;
-    for (; lane + 4 <= valid; lane += 4) {
-        const float *from = rows + lane * row_step;
-        int64_t k = 0;
-        for (; k + 4 <= count; k += 4) pack_4x4(out + k * lanes + lane, lanes, from + k, row_step);
-        for (; k < count; k++)
-            for (int64_t i = 0; i < 4; i++) out[k * lanes + lane + i] = from[i * row_step + k];
-    }
-    for (; lane + 2 <= valid; lane += 2) {
-        const float *from = rows + lane * row_step;
-        int64_t k = 0;
-        for (; k + 4 <= count; k += 4) pack_2x4(out + k * lanes + lane, lanes, from + k, row_step);
-        for (; k < count; k++)
-            for (int64_t i = 0; i < 2; i++) out[k * lanes + lane + i] = from[i * row_step + k];
-    }
+    for (; lane + 4 <= valid; lane += 4) pack_few(4, out + lane, lanes, rows + lane * row_step, row_step, count);
+    for (; lane + 2 <= valid; lane += 2) pack_few(2, out + lane, lanes, rows + lane * row_step, row_step, count);
     for (; lane < valid; lane++)
         for (int64_t k = 0; k < count; k++) out[k * lanes + lane] = rows[lane * row_step + k];
 }
