@@ -45,7 +45,13 @@ _LAZY: dict[str, str | None] = {
     "fx": None,
     "ops": None,
     "passes": None,
+    "freezing": None,
+    "freeze": "freezing",
     "FoldReport": "report",
+    "FreezeReport": "freeze_report",
+    "ErasedArray": "_erased",
+    "save": "_save",
+    "load": "_save",
     "verify": "_verify",
     "VerifyReport": "_verify",
     "testing": None,
@@ -88,7 +94,8 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from . import config, errors, functional, fx, nn, passes, testing
+    from . import config, errors, freezing, functional, fx, nn, passes, testing
+    from ._erased import ErasedArray
     from ._efficient import efficient_conv_bn_eval, efficient_conv_bn_eval_decomposed
     from ._fold import (
         fuse_bn_conv_weights,
@@ -99,7 +106,10 @@ if TYPE_CHECKING:
     )
     from ._fold_model import fold
     from ._info import doctor, get_num_threads, num_threads, set_num_threads, show_config
+    from ._save import load, save
     from ._verify import VerifyReport, verify
     from .errors import FoldError, PyConvBNWarning
+    from .freeze_report import FreezeReport
+    from .freezing import freeze
     from .plan import BatchNormParams, Plan
     from .report import FoldReport

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ __all__ = ["BatchNormRow", "DemoResult", "FORMS", "run_demo", "time_interleaved"
 _Array = NDArray[Any]
 
 #: The forms of the network as they are measured; attributes of `demo.Forms`.
-FORMS = ("unfused", "one_shot", "folded", "planned")
+FORMS = ("unfused", "one_shot", "folded", "frozen")
 
 
 @dataclass
@@ -76,6 +77,7 @@ class DemoResult:
             "time": self.time,
             "memory": self.memory,
             "fold_report": self.forms.report.to_dict(),
+            "freeze_report": self.forms.frozen.report.to_dict(),
             "verify": {name: report.to_dict() for name, report in self.reports.items()},
             "verified": self.verified,
             "failures": self.failures,
@@ -126,7 +128,7 @@ class _Layers(fx.Interpreter):
 def _batch_norm_rows(forms: Forms, run: _Layers, failures: list[str]) -> list[BatchNormRow]:
     """The rows of the FoldReport; each folded layer is compared with float64, both given the same float32 input."""
     nodes = {node.name: node for node in forms.unfused.graph.nodes}
-    layers = {layer.target: layer for layer in forms.layers}
+    frozen = {node.name: node for node in forms.frozen.graph.nodes}
     rows = []
     for fold in forms.report.rows:
         name = fold.target or fold.node
@@ -143,8 +145,9 @@ def _batch_norm_rows(forms: Forms, run: _Layers, failures: list[str]) -> list[Ba
         after = forms.folded.get_submodule(layer_name)(read)
         row.error_before = _relative_error(run.outputs[fold.node], exact)
         row.error_after = _relative_error(after, exact)
-        layer = layers[layer_name]
-        row.absorbed = layer.absorbed
+        step = frozen[fold.conv]
+        layer = forms.frozen.get_submodule(str(step.target))
+        row.absorbed = ["add"] * (len(step.all_input_nodes) > 1) + ["relu"] * (layer.plan.params["activation"] == "relu")
         row.algorithm = layer.plan.explain(read.shape)["algorithm"]
         try:
             testing.assert_matches_reference(after, read, *pair)
@@ -153,21 +156,56 @@ def _batch_norm_rows(forms: Forms, run: _Layers, failures: list[str]) -> list[Ba
     return rows
 
 
-def _memory(forms: Forms, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    parts = [layer.plan.memory(shapes[layer.target]) for layer in forms.layers]
+class _Alive(fx.Interpreter):
+    """Runs a graph and keeps the most bytes of activations that were alive at one time."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.peak = 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        arrays = [v for node, v in (*self.env.items(), (n, value)) if node.op != "get_attr" and isinstance(v, np.ndarray)]
+        owners = [array if array.base is None else array.base for array in arrays]
+        self.peak = max(self.peak, sum({id(owner): owner.nbytes for owner in owners}.values()))
+        return value
+
+
+def _activations(gm: fx.GraphModule, x: _Array) -> int:
+    run = _Alive(gm)
+    run.run(x)
+    return run.peak
+
+
+def _layers(frozen: fx.GraphModule) -> list[tuple[fx.Node, nn.FrozenLayer]]:
+    """The prepared operators, in the order in which they run."""
+    found = [(node, frozen.get_submodule(str(node.target))) for node in frozen.graph.find_nodes(op="call_module")]
+    return [(node, layer) for node, layer in found if isinstance(layer, nn.FrozenLayer)]
+
+
+def _plan_shape(layer: nn.FrozenLayer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What the plan of a layer is given for an input of this shape: a BatchNorm takes all positions as one axis."""
+    return (*shape[:2], math.prod(shape[2:])) if layer.kind == "batch_norm" else shape
+
+
+def _memory(net: nn.Module, forms: Forms, x: _Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    parts = [layer.plan.memory(_plan_shape(layer, shapes[node.name])) for node, layer in _layers(forms.frozen)]
     return {
-        "weights": sum(part["weights"] for part in parts),
+        "parameters": sum(array.nbytes for array in [*net.parameters(), *net.buffers()]),
+        "weights": sum(part["weights"] for part in parts) + sum(array.nbytes for array in forms.frozen.buffers()),
         "workspace": max(part["workspace"] for part in parts),
-        "largest_activation": max(max(part["input"], part["output"]) for part in parts),
+        "activations": _activations(forms.unfused, x),
+        "activations_frozen": _activations(forms.frozen, x),
     }
 
 
 def _network_facts(net: nn.Module, forms: Forms, shapes: dict[str, tuple[int, ...]], batch: int) -> dict[str, Any]:
-    flops = sum(layer.plan.cost(shapes[layer.target])["flops"] for layer in forms.layers)
+    layers = _layers(forms.frozen)
+    flops = sum(layer.plan.cost(_plan_shape(layer, shapes[node.name]))["flops"] for node, layer in layers)
     return {
         "name": type(net).__name__,
         "parameters": sum(int(parameter.size) for parameter in net.parameters()),
-        "layers": len(forms.layers),
+        "layers": len(layers),
         "nodes": {name: len(getattr(forms, name).graph.nodes) for name in FORMS},
         "flops_per_image": round(flops / batch),
     }
@@ -206,7 +244,7 @@ def run_demo(*, images: int | None = None, batch: int = 64, seconds: float = 1.0
     run = _Layers(forms.unfused)
     run.run(timed)
     rows = _batch_norm_rows(forms, run, failures)
-    shapes = {layer.target: run.inputs[layer.target].shape for layer in forms.layers}
+    shapes = {node.name: run.inputs[str(node.target)].shape for node in forms.unfused.graph.find_nodes(op="call_module")}
 
     exact = reference_logits(net, x)
     logits = {name: getattr(forms, name)(x) for name in FORMS}
@@ -231,7 +269,7 @@ def run_demo(*, images: int | None = None, batch: int = 64, seconds: float = 1.0
         error={
             **error,
             **{f"{name}_ratio": report.ratio for name, report in reports.items()},
-            "ratio_limit": reports["planned"].limit,
+            "ratio_limit": reports["frozen"].limit,
         },
         time={
             "batch": batch,
@@ -239,11 +277,11 @@ def run_demo(*, images: int | None = None, batch: int = 64, seconds: float = 1.0
             **{f"{name}_us": value * 1e6 for name, value in medians.items()},
             **{f"{name}_best_us": value * 1e6 for name, value in best.items()},
         },
-        memory=_memory(forms, shapes),
+        memory=_memory(net, forms, timed, shapes),
         failures=failures,
         images=x,
         labels=labels,
-        logits=logits["planned"],
+        logits=logits["frozen"],
         forms=forms,
         reports=reports,
     )

@@ -21,7 +21,7 @@ __all__ = ["RUNS", "Terminal", "demo_text", "draw_plot", "duration"]
 _STYLES = {"bold": "1", "dim": "2", "good": "32", "bad": "31", "accent": "36"}
 #: Form of the network and what it is called.
 RUNS = (
-    ("unfused", "unfused"), ("one_shot", "one-shot fused"), ("folded", "folded"), ("planned", "planned"),
+    ("unfused", "unfused"), ("one_shot", "one-shot fused"), ("folded", "folded"), ("frozen", "frozen"),
 )  # fmt: skip
 
 
@@ -218,6 +218,32 @@ def _rows(result: DemoResult, term: Terminal) -> list[str]:
     return lines
 
 
+def _frozen_lines(result: DemoResult, term: Terminal) -> list[str]:
+    """The frozen graph: each layer a prepared operator, with what it does beside the convolution."""
+    frozen = result.forms.frozen
+    nodes = list(frozen.graph.nodes)
+    folds = frozen.report.folds
+    left = sum(row.outcome == "kept" for row in folds)
+    lines = _heading(
+        term, "Frozen", f"{len(nodes)} nodes, {left or 'no'} batch_norm left; {_count(folds.counts)}"
+    )  # fmt: skip
+    table, last = [], None
+    for node in nodes:
+        title, _ = _node_line(node, frozen, last)
+        last = node
+        table.append((term.text(title), node.name))
+    width = max(len(title) for title, _ in table)
+    if width + max(len(name) for _, name in table) + 4 <= term.width:
+        return lines + [f"  {title:<{width}}  {term.paint(name, 'dim')}" for title, name in table]
+    for title, name in table:  # each name in front of its line, which goes on below
+        lines += term.wrap(f"{name}: {title}", "  ", " " * 6)
+    return lines
+
+
+def _count(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+
+
 def _verify_lines(result: DemoResult, term: Terminal) -> list[str]:
     """The verdicts of `verify`, one line for each form."""
     limit = result.error["ratio_limit"]
@@ -288,7 +314,7 @@ def demo_text(result: DemoResult, term: Terminal) -> str:
     lines += _heading(
         term, "Images", f"{accuracy['images']} handwritten digits (UCI) it was not trained on"
     )
-    lines += [*_gallery(result, term), *_rows(result, term)]
+    lines += [*_gallery(result, term), *_rows(result, term), *_frozen_lines(result, term)]
     lines += _heading(term, "Results", ", ".join(label for _, label in RUNS))
     shares = " → ".join(f"{accuracy[key]:.2%}" for key, _ in RUNS)
     errors = " → ".join(f"{error[key]:.1e}" for key, _ in RUNS)
@@ -300,8 +326,8 @@ def demo_text(result: DemoResult, term: Terminal) -> str:
     )  # fmt: skip
     lines += _fact(
         term, "memory",
-        f"packed weights {_size(memory['weights'])}, workspace {_size(memory['workspace'])}, "
-        f"largest activation {_size(memory['largest_activation'])}",
+        f"parameters {_size(memory['parameters'])} → {_size(memory['weights'])} packed, activations alive at once "
+        f"{_size(memory['activations'])} → {_size(memory['activations_frozen'])}, workspace {_size(memory['workspace'])}",
     )  # fmt: skip
     lines += [*_verify_lines(result, term), *_times(result, term), *_verdict(result, term)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -329,7 +355,7 @@ def draw_plot(result: DemoResult, path: pathlib.Path) -> None:
     upper, lower = halves
     accuracy = result.accuracy
     upper.suptitle(
-        f"Held-out digits, predictions of the fused network: {accuracy['planned']:.2%} of "
+        f"Held-out digits, predictions of the fused network: {accuracy['frozen']:.2%} of "
         f"{accuracy['images']} right, {accuracy['unfused']:.2%} unfused",
         color=ink, fontsize=12,
     )  # fmt: skip

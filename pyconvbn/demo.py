@@ -2,7 +2,7 @@
 """The network of ``pyconvbn demo`` and the forms it is run in.
 
 The network is an ordinary module. What becomes of its BatchNorms is found by tracing it and running the passes on the
-graph, as for any other network; `planned` goes one step further and prepares each layer.
+graph, as for any other network; freezing goes one step further and prepares each layer.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import functional, fx, nn, passes, plan, testing
+from . import freezing, functional, fx, nn, passes, testing
 
 if TYPE_CHECKING:
     from .report import FoldReport
 
-__all__ = ["DigitsNet", "Forms", "PlannedLayer", "load_demo", "make_forms", "planned", "reference_logits"]
+__all__ = ["DigitsNet", "Forms", "load_demo", "make_forms", "reference_logits"]
 
 _Array = NDArray[Any]
 
@@ -115,23 +115,14 @@ def load_demo() -> tuple[DigitsNet, _Array, _Array]:
 # -- the forms it is run in ----------------------------------------------------------------------
 
 
-class PlannedLayer(NamedTuple):
-    """A layer that runs as one prepared operator."""
-
-    target: str  # of the convolution or linear layer
-    plan: plan.Plan
-    absorbed: list[str]  # what the operator does in the same pass: "add", "relu"
-
-
 class Forms(NamedTuple):
     """The demo network, traced, and what the passes make of it."""
 
     unfused: fx.GraphModule
     one_shot: fx.GraphModule  # efficient_conv_bn_eval: parameters read at each call
     folded: fx.GraphModule  # fuse_conv_bn: BatchNorm in the weights
-    planned: fx.GraphModule  # the folded one with prepared operators
+    frozen: fx.GraphModule  # freeze: prepared operators
     report: FoldReport  # of fuse_conv_bn
-    layers: list[PlannedLayer]
 
 
 def make_forms(net: nn.Module, shape: tuple[int, ...]) -> Forms:
@@ -141,54 +132,8 @@ def make_forms(net: nn.Module, shape: tuple[int, ...]) -> Forms:
     one_shot = copy.deepcopy(unfused)
     passes.efficient_conv_bn_eval(one_shot)
     folded, report = passes.fuse_conv_bn(unfused)
-    prepared, layers = planned(folded)
-    return Forms(unfused, one_shot, folded, prepared, report, layers)
-
-
-def _is_layer(module: Any) -> bool:
-    """Whether `module` is a convolution or linear layer."""
-    weight = getattr(module, "weight", None)
-    return weight is not None and weight.ndim >= 2
-
-
-def planned(gm: fx.GraphModule) -> tuple[fx.GraphModule, list[PlannedLayer]]:
-    """A copy of `gm` in which each convolution and linear layer is a prepared `Plan`.
-
-    An addition after it, and a ReLU after that, become part of the operator when nothing else reads what is between.
-    """
-    gm = copy.deepcopy(gm)
-    layers = []
-    for node in [n for n in gm.graph.find_nodes(op="call_module") if _is_layer(gm.get_submodule(str(n.target)))]:
-        target = str(node.target)
-        last, residual, activation = node, None, None
-        absorbed: list[str] = []
-        for kind in ("add", "relu"):
-            if len(last.users) != 1:
-                break
-            (user,) = last.users
-            if kind == "add" and user.target is operator.add and len(user.all_input_nodes) == 2:
-                residual = next(used for used in user.all_input_nodes if used is not last)
-            elif kind == "relu" and user.target is functional.relu:
-                activation = "relu"
-            else:
-                continue
-            last = user
-            absorbed.append(kind)
-        made = plan.Plan.from_modules(gm.get_submodule(target), None, activation=activation)
-        layers.append(PlannedLayer(target, made, absorbed))
-        # At the place of the last node that goes: there the residual exists.
-        with gm.graph.inserting_before(last):
-            kwargs = {} if residual is None else {"residual": residual}
-            name = node.name + "_plan"
-            new = gm.graph.create_node("call_function", made, node.args, kwargs, name=name)
-        last.replace_all_uses_with(new)
-        while last is not node:
-            (before,) = (used for used in last.all_input_nodes if used is not residual)
-            gm.graph.erase_node(last)
-            last = before
-        gm.graph.erase_node(node)
-    gm.graph.lint()
-    return gm, layers
+    frozen, _ = freezing.freeze(unfused, np.zeros(shape, np.float32))
+    return Forms(unfused, one_shot, folded, frozen, report)
 
 
 # -- float64 -------------------------------------------------------------------------------------

@@ -5,7 +5,17 @@
 |---|---|---|
 | `efficient_conv_bn_eval(gm)` | convolution + BatchNorm (eval) become one call, parameters read then | FoldReport |
 | `fuse_conv_bn(gm)` | BatchNorm is folded into the weights of a copy | (GraphModule, FoldReport) |
+| `cse(gm)` | equal computations become one | bool |
 | `dce(gm)` | removes nodes that nobody needs | bool |
+| `view_to_reshape(gm)` | views become reshapes where no copy can be noticed | int |
+| `replace_params_with_constants(gm)` | parameters become constants | list of the inputs that remain |
+| `constant_fold(gm, constraint_fn=None)` | computes now what depends on constants alone | int: nodes folded |
+| `binary_folding(gm)` | arithmetic with constants goes into convolutions and linear layers | int: nodes folded |
+| `concat_matmuls(gm)` | parallel products with constant weights become one | int |
+| `convert_conv_weights_to_channels_last(gm)` | weights of 2-D convolutions in another layout, on request | int |
+| `enforce_as_strided_input_layout(gm)` | what as_strided reads keeps the strides it had | int |
+| `enforce_output_layout(gm)` | outputs keep the strides they had | int |
+| `prepare_layers(gm)` | convolutions and linear layers become prepared operators with packed weights | int |
 | `pre_grad(gm)` | the automatic pipeline, switched by `pyconvbn.config` | FoldReport |
 """
 
@@ -16,12 +26,40 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import _core, _efficient, config, counters
+from ._pass_params import ParamMetadata, replace_params_with_constants, view_to_reshape
+from ._pass_constants import constant_fold
+from ._pass_cse import cse
+from ._pass_layers import binary_folding
+from ._pass_layout import (
+    convert_conv_weights_to_channels_last,
+    enforce_as_strided_input_layout,
+    enforce_output_layout,
+)
+from ._pass_matmul import concat_matmuls
+from ._pass_plans import prepare_layers
 from .report import FoldReport
 
 if TYPE_CHECKING:
     from .fx import GraphModule
 
-__all__ = ["PASSES", "dce", "efficient_conv_bn_eval", "fuse_conv_bn", "pre_grad"]
+__all__ = [
+    "PASSES",
+    "ParamMetadata",
+    "binary_folding",
+    "concat_matmuls",
+    "constant_fold",
+    "convert_conv_weights_to_channels_last",
+    "cse",
+    "dce",
+    "efficient_conv_bn_eval",
+    "enforce_as_strided_input_layout",
+    "enforce_output_layout",
+    "fuse_conv_bn",
+    "pre_grad",
+    "prepare_layers",
+    "replace_params_with_constants",
+    "view_to_reshape",
+]
 
 
 def _check(gm: Any) -> Any:
@@ -192,5 +230,21 @@ def pre_grad(gm: GraphModule) -> FoldReport:
 
 #: Every pass by name.
 PASSES: dict[str, Callable[..., Any]] = {
-    function.__name__: function for function in (efficient_conv_bn_eval, fuse_conv_bn, dce, pre_grad)
+    function.__name__: function
+    for function in (
+        efficient_conv_bn_eval,
+        fuse_conv_bn,
+        cse,
+        dce,
+        view_to_reshape,
+        replace_params_with_constants,
+        constant_fold,
+        binary_folding,
+        concat_matmuls,
+        convert_conv_weights_to_channels_last,
+        enforce_as_strided_input_layout,
+        enforce_output_layout,
+        prepare_layers,
+        pre_grad,
+    )
 }

@@ -7,7 +7,7 @@ import html
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from . import _core
 
@@ -46,7 +46,13 @@ _MEANING: dict[str, str] = {
 _DONE = {
     "fused": "fused: convolution and BatchNorm run as one convolution, which reads their parameters at each call",
     "folded": "folded: its scale and shift are part of the convolution's weight and bias now",
+    "removed": "removed: the graph does not compute it any more",
+    "planned": "prepared on its own: it runs as one multiplication and one addition for each channel",
 }
+
+#: Outcomes in the order in which they are counted; colours in the middle of the range, on whatever background there
+#: is: readable in light and in dark.
+_COLOURS = {"folded": "#2e9e5b", "fused": "#2e9e5b", "removed": "#2e9e5b", "planned": "#4a90d9", "kept": "#d08010"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +62,11 @@ class FoldRow:
     Attributes:
         node: name of the BatchNorm node before the pass.
         target: path of its module; None for functional and aten calls.
-        outcome: "folded" (into the weights), "fused" (into one call) or "kept".
-        reason: "OK", or the code of the first reason to keep it (the keys of `report.REASONS`).
+        outcome: "folded" (into the weights), "fused" (into one call), "kept"; of freezing also "removed" (its value
+            is a constant, that of another node, or used by nobody) and "planned" (a prepared scale and shift for each
+            channel, an operator of its own).
+        reason: "OK", or the code of the first reason to keep it, or not to fold a planned one (the keys of
+            `report.REASONS`).
         blocking: the node that stands in the way; None if it is the BatchNorm itself.
         hint: what to do about it; empty when all is well.
         form: "module", "functional" or "aten".
@@ -65,13 +74,13 @@ class FoldRow:
         flops_saved: a multiplication and an addition for each element of the output; None: shapes not known.
         run_time_rule: a linear layer whose output's rank is not known: it is fused when that is 2, else computed
             unfused and counted in `pyconvbn.counters["efficient_conv_bn_eval_fallback"]`.
-        new_node: the node that does the work now; None when kept.
+        new_node: the node that does the work now, or gives the value; None when kept, or when nothing needs it.
         conv: name of the convolution node; None if its input is not one.
     """
 
     node: str
     target: str | None
-    outcome: Literal["folded", "fused", "kept"]
+    outcome: Literal["folded", "fused", "kept", "removed", "planned"]
     reason: str
     blocking: str | None = None
     hint: str = ""
@@ -81,6 +90,23 @@ class FoldRow:
     run_time_rule: bool = False
     new_node: str | None = None
     conv: str | None = None
+
+
+def rows_of(found: Any, row_class: Any, what: str) -> list[Any]:
+    """The rows of what a `to_dict` gave, each value of the type that the class says; ValueError if not so."""
+    hints = get_type_hints(row_class)
+    words = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+    types = {name: get_args(hint) or (hint,) for name, hint in hints.items() if name not in words}
+    rows = found.get("rows") if type(found) is dict else None
+    if type(rows) is not list:
+        raise ValueError(f"{what}: expected a dict with a list of rows")
+    for row in rows:
+        if type(row) is not dict or row.keys() != hints.keys():
+            raise ValueError(f"{what}: expected rows with the keys {', '.join(hints)}")
+        for name, value in row.items():
+            if type(value) not in types[name] if name in types else value not in words[name]:
+                raise ValueError(f"{what}: {name} of a row is {value!r:.100}")
+    return [row_class(**row) for row in rows]
 
 
 def _amount(value: int | None, unit: str) -> str:
@@ -171,7 +197,7 @@ class FoldReport(Sequence[FoldRow]):
         return dict(Counter(row.reason for row in self.rows))
 
     def _total(self, field: str) -> int | None:
-        values = [getattr(row, field) for row in self.rows if row.outcome != "kept"]
+        values = [getattr(row, field) for row in self.rows if row.outcome in ("folded", "fused")]
         return None if not values or None in values else sum(values)
 
     @property
@@ -187,7 +213,7 @@ class FoldReport(Sequence[FoldRow]):
     def _summary(self) -> str:
         n = len(self.rows)
         counts = self.counts
-        parts = [f"{counts[outcome]} {outcome}" for outcome in ("folded", "fused", "kept") if outcome in counts]
+        parts = [f"{counts[outcome]} {outcome}" for outcome in _COLOURS if outcome in counts]
         text = f"{n} BatchNorm{'' if n == 1 else 's'}" + (": " + ", ".join(parts) if parts else "")
         if self.bytes_saved is not None:
             traffic, work = _amount(self.bytes_saved, "B"), _amount(self.flops_saved, "FLOP")
@@ -199,8 +225,11 @@ class FoldReport(Sequence[FoldRow]):
 
     @staticmethod
     def _note(row: FoldRow) -> str:
+        why = [part for part in (f"because of {row.blocking}" if row.blocking else "", row.hint) if part]
         if row.outcome == "kept":
-            return "; ".join(part for part in (f"because of {row.blocking}" if row.blocking else "", row.hint) if part)
+            return "; ".join(why)
+        if row.outcome in ("removed", "planned"):
+            return "; ".join([f"now {row.new_node}", *why] if row.new_node else why)
         note = f"now {row.new_node}"
         if row.run_time_rule:
             note += ", decided at each call: the linear output's rank is not known"
@@ -224,15 +253,13 @@ class FoldReport(Sequence[FoldRow]):
         return f"<FoldReport: {self._summary() if self.rows else 'no BatchNorm'}>"
 
     def _repr_html_(self) -> str:
-        # Colours in the middle of the range, on whatever background there is: readable in light and in dark.
-        colours = {"folded": "#2e9e5b", "fused": "#2e9e5b", "kept": "#d08010"}
         cell = "padding:2px 12px 2px 0;text-align:left;border-bottom:1px solid rgba(128,128,128,.25)"
         head = "".join(f"<th style='{cell}'>{name}</th>" for name in self._HEAD)
         body = []
         for row, cells in zip(self.rows, self._cells()):
             styled = []
             for name, text in zip(self._HEAD, cells):
-                style = f"{cell};color:{colours[row.outcome]};font-weight:600" if name == "outcome" else cell
+                style = f"{cell};color:{_COLOURS[row.outcome]};font-weight:600" if name == "outcome" else cell
                 styled.append(f"<td style='{style}'>{html.escape(text)}</td>")
             body.append(f"<tr style='background:transparent'>{''.join(styled)}</tr>")
         return (
@@ -248,6 +275,11 @@ class FoldReport(Sequence[FoldRow]):
             "ok": self.ok, "counts": self.counts, "reasons": self.reasons, "bytes_saved": self.bytes_saved,
             "flops_saved": self.flops_saved, "rows": [asdict(row) for row in self.rows],
         }
+
+    @classmethod
+    def _from_dict(cls, found: Any) -> FoldReport:
+        """What `to_dict` gave; ValueError if this is something else."""
+        return cls(rows_of(found, FoldRow, "FoldReport"))
 
     def explain(self, name: str) -> str:
         """In sentences, what became of the BatchNorm `name` (its node or its module's path) and why.
@@ -273,8 +305,20 @@ on it.
     def _sentences(row: FoldRow) -> str:
         path = f", module {row.target}" if row.target not in (None, row.node) else ""
         where = f"{row.node} ({row.form} form{path})"
-        if row.outcome == "kept":
-            parts = [f"{where} was kept: {row.reason}.", _MEANING.get(row.reason, "")]
+        if row.outcome == "removed":
+            parts = [f"{where} was {_DONE[row.outcome]}.", f"Why: {row.hint}." if row.hint else ""]
+            if row.new_node:
+                parts.append(f"{row.new_node} gives the value now.")
+            return " ".join(part for part in parts if part)
+        if row.outcome in ("kept", "planned"):
+            parts = [f"{where} was kept: {row.reason}."]
+            if row.outcome == "planned":
+                parts = [f"{where} was {_DONE[row.outcome]}."]
+                if row.new_node:
+                    parts.append(f"{row.new_node} does that now.")
+                if row.reason != "OK":
+                    parts.append(f"It was not folded: {row.reason}.")
+            parts.append(_MEANING.get(row.reason, ""))
             if row.conv:
                 parts.append(f"It follows the convolution {row.conv}.")
             if row.blocking:

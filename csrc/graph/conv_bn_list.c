@@ -65,7 +65,7 @@ static cbn_status visit_opaque(cbn_pair_context *c, cbn_node_id id, cbn_pair_lis
     return module == NULL ? CBN_OK : c->vt->batch_norms(module, add_hidden, &call, c->err);
 }
 
-static cbn_status visit(cbn_pair_context *c, cbn_node_id id, cbn_pair_list *list) {
+cbn_status cbn_pair_visit(cbn_pair_context *c, cbn_node_id id, cbn_pair_list *list) {
     const cbn_node *n = cbn_graph_node(c->g, id);
     bool bn = false, tuple = false;
     if (n->op == CBN_NODE_CALL_MODULE) {
@@ -88,22 +88,29 @@ static cbn_status visit(cbn_pair_context *c, cbn_node_id id, cbn_pair_list *list
 }
 
 static cbn_status find_all(cbn_pair_context *c, cbn_pair_list *list) {
-    if (c->host->only != 0) return visit(c, c->host->only, list);
-    for (cbn_node_id id = cbn_graph_first(c->g); id != 0; id = cbn_graph_next(c->g, id)) CBN_TRY(visit(c, id, list));
+    if (c->host->only != 0) return cbn_pair_visit(c, c->host->only, list);
+    for (cbn_node_id id = cbn_graph_first(c->g); id != 0; id = cbn_graph_next(c->g, id)) {
+        CBN_TRY(cbn_pair_visit(c, id, list));
+    }
     return CBN_OK;
+}
+
+void cbn_pair_context_init(cbn_pair_context *c, cbn_graph *g, const cbn_pass_host *host, cbn_pair_purpose purpose,
+                           cbn_error *err) {
+    memset(c, 0, sizeof *c);
+    c->g = g;
+    c->vt = cbn_graph_host(g);
+    c->host = host;
+    c->purpose = purpose;
+    c->err = err;
+    for (int i = 0; i < CBN_TARGET_CACHE; i++) c->cache.target[i] = CBN_STR_NONE;
 }
 
 cbn_status cbn_pairs_find(cbn_graph *g, const cbn_pass_host *host, cbn_pair_purpose purpose, cbn_pair_list *out,
                           cbn_error *err) {
     *out = (cbn_pair_list){0};
     cbn_pair_context c;
-    memset(&c, 0, sizeof c);
-    c.g = g;
-    c.vt = cbn_graph_host(g);
-    c.host = host;
-    c.purpose = purpose;
-    c.err = err;
-    for (int i = 0; i < CBN_TARGET_CACHE; i++) c.cache.target[i] = CBN_STR_NONE;
+    cbn_pair_context_init(&c, g, host, purpose, err);
     cbn_graph_lock(g);
     const cbn_status status = find_all(&c, out);
     cbn_graph_unlock(g);

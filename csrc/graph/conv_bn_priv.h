@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* How conv_bn_pair.c sees a pair: two layers and six parameters. Private to conv_bn_*.c. */
+/* How conv_bn_pair.c sees a pair: two layers and six parameters. Private to conv_bn_*.c and
+ * to the pass that folds in one walk (pass_fold_layers.c). */
 #ifndef CBN_CONV_BN_PRIV_H
 #define CBN_CONV_BN_PRIV_H
 #include "graph/conv_bn_pair.h"
@@ -60,6 +61,12 @@ CBN_INLINE bool keep(cbn_pair_context *c, cbn_fold_reason reason, cbn_node_id bl
     c->pair->hint = hint;
     return true;
 }
+/* If the node is a BatchNorm: asks every question and adds it to the list; c->p and c->eps_value are then what was
+ * read. If it calls a module that is none: adds those inside. Lock the graph. */
+CBN_NODISCARD cbn_status cbn_pair_visit(cbn_pair_context *c, cbn_node_id id, cbn_pair_list *list);
+/* An empty context. What it gathers in c->effects is the caller's to free. */
+void cbn_pair_context_init(cbn_pair_context *c, cbn_graph *g, const cbn_pass_host *host, cbn_pair_purpose purpose,
+                           cbn_error *err);
 /* Asks every question about the BatchNorm in c->bn; c->pair has the answer. */
 CBN_NODISCARD cbn_status cbn_pair_interview(cbn_pair_context *c);
 /* m.kind is what the node's module is; OTHER when it is no module call or cannot be found. */

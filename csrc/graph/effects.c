@@ -41,6 +41,14 @@ cbn_status cbn_effects_mark(cbn_effects *e, uint32_t element, cbn_node_id node, 
     return status;
 }
 
+cbn_status cbn_effects_return(cbn_effects *e, uint32_t element, cbn_error *err) {
+    return cbn_u32s_push(&e->returned, element, err);
+}
+
+cbn_status cbn_effects_share(cbn_effects *e, uint32_t element, cbn_error *err) {
+    return cbn_u32s_push(&e->outside, element, err);
+}
+
 static cbn_status add_range(cbn_effects *e, uintptr_t lo, uintptr_t hi, uint32_t element, cbn_error *err) {
     if (e->nranges == e->range_room) {
         const uint32_t room = e->range_room == 0 ? 64 : e->range_room * 2;
@@ -108,9 +116,28 @@ static cbn_status sort_writers(cbn_effects *e, cbn_error *err) {
     for (uint32_t i = 0; i < pairs; i++) e->by_class.v[first[e->parent.v[e->written.v[i]]]++] = e->writer.v[i];
     memmove(first + 1, first, classes * sizeof *first);
     first[0] = 0;
-    e->first.n = classes + 1;
+    e->first.n = e->first.room = classes + 1;
     e->by_class.n = pairs;
     return CBN_OK;
+}
+
+/* Instead of a list of elements, a number for each class: the element, MANY if it has several or it is no node. */
+static cbn_status by_class(cbn_effects *e, cbn_u32s *list, cbn_error *err) {
+    uint32_t *of = cbn_calloc((e->parent.n + 1) * sizeof *of);
+    if (of == NULL) return cbn_fail_memory(err, "effects", (e->parent.n + 1) * sizeof *of);
+    for (uint32_t i = 0; i < list->n; i++) {
+        uint32_t *here = &of[e->parent.v[list->v[i]]];
+        *here = *here == 0 && list->v[i] < e->anything ? list->v[i] : CBN_EFFECTS_MANY;
+    }
+    cbn_free(list->v);
+    *list = (cbn_u32s){of, e->parent.n, e->parent.n + 1};
+    return CBN_OK;
+}
+
+/* What belongs to others: what is listed, and all arrays that are no node's value. */
+static cbn_status mark_outside(cbn_effects *e, cbn_error *err) {
+    for (uint32_t x = e->anything; x < e->parent.n; x++) CBN_TRY(cbn_effects_share(e, x, err));
+    return by_class(e, &e->outside, err);
 }
 
 /* Elements become classes; from here on parent is indexed by node id. */
@@ -123,7 +150,10 @@ static void settle(cbn_effects *e) {
 static cbn_status look_at_all(cbn_effects *e, cbn_host root, cbn_error *err) {
     const uint32_t slots = cbn_graph_slots(e->g);
     e->anything = slots;
-    for (uint32_t i = 0; i < slots; i++) CBN_TRY(cbn_u32s_push(&e->gens, 0, err));
+    for (uint32_t i = 0; i < slots; i++) {
+        CBN_TRY(cbn_u32s_push(&e->gens, 0, err));
+        CBN_TRY(cbn_u32s_push(&e->lists, 0, err));
+    }
     for (uint32_t i = 0; i <= slots; i++) CBN_TRY(cbn_u32s_push(&e->parent, i, err));
     for (cbn_node_id id = cbn_graph_first(e->g); id != 0; id = cbn_graph_next(e->g, id)) {
         e->gens.v[id] = cbn_graph_node(e->g, id)->gen + 1;
@@ -135,16 +165,25 @@ static cbn_status look_at_all(cbn_effects *e, cbn_host root, cbn_error *err) {
     }
     for (uint32_t i = 0; e->unknown && i < e->nranges; i++) cbn_effects_join(e, e->ranges[i].element, e->anything);
     CBN_TRY(sort_writers(e, err));
+    CBN_TRY(by_class(e, &e->returned, err));
+    CBN_TRY(mark_outside(e, err));
     settle(e);
     return CBN_OK;
 }
 
 cbn_status cbn_effects_build(cbn_graph *g, cbn_host root, cbn_effects **out, cbn_error *err) {
+    return cbn_effects_build_with(g, root, NULL, 0, out, err);
+}
+
+cbn_status cbn_effects_build_with(cbn_graph *g, cbn_host root, const cbn_host *inputs, uint32_t ninputs,
+                                  cbn_effects **out, cbn_error *err) {
     *out = NULL;
     cbn_effects *e = cbn_calloc(sizeof *e);
     if (e == NULL) return cbn_fail_memory(err, "effects", sizeof *e);
     e->g = g;
     e->no_root = root == NULL;
+    e->inputs = inputs;
+    e->ninputs = ninputs;
     cbn_graph_lock(g);
     const cbn_status status = look_at_all(e, root, err);
     cbn_graph_unlock(g);
@@ -155,7 +194,8 @@ cbn_status cbn_effects_build(cbn_graph *g, cbn_host root, cbn_effects **out, cbn
 
 void cbn_effects_free(cbn_effects *e) {
     if (e == NULL) return;
-    cbn_u32s *const lists[] = {&e->parent, &e->gens, &e->written, &e->writer, &e->first, &e->by_class};
+    cbn_u32s *const lists[] = {&e->parent, &e->gens,  &e->written, &e->writer,
+                               &e->first,  &e->by_class, &e->returned, &e->outside, &e->lists};
     for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) cbn_free(lists[i]->v);
     cbn_free(e->ranges);
     cbn_free(e);
@@ -170,8 +210,7 @@ static uint32_t class_of(const cbn_effects *e, cbn_node_id id) {
     return e->parent.v[id];
 }
 
-cbn_status cbn_effects_substitute(cbn_effects *e, cbn_node_id old_id, cbn_node_id new_id, cbn_error *err) {
-    const uint32_t class = old_id < e->parent.n && e->gens.v[old_id] != 0 ? e->parent.v[old_id] : NOT_SEEN;
+static cbn_status put_in_class(cbn_effects *e, cbn_node_id new_id, uint32_t class, cbn_error *err) {
     while (e->parent.n <= new_id) {
         if (e->gens.n == e->parent.n) CBN_TRY(cbn_u32s_push(&e->gens, 0, err));
         CBN_TRY(cbn_u32s_push(&e->parent, NOT_SEEN, err));
@@ -179,6 +218,18 @@ cbn_status cbn_effects_substitute(cbn_effects *e, cbn_node_id old_id, cbn_node_i
     e->parent.v[new_id] = class;
     e->gens.v[new_id] = class == NOT_SEEN ? 0 : cbn_graph_node(e->g, new_id)->gen + 1;
     return CBN_OK;
+}
+
+cbn_status cbn_effects_substitute(cbn_effects *e, cbn_node_id old_id, cbn_node_id new_id, cbn_error *err) {
+    const uint32_t class = old_id < e->parent.n && e->gens.v[old_id] != 0 ? e->parent.v[old_id] : NOT_SEEN;
+    return put_in_class(e, new_id, class, err);
+}
+
+cbn_status cbn_effects_add_fresh(cbn_effects *e, cbn_node_id new_id, cbn_error *err) {
+    const uint32_t class = e->first.n - 1; /* its list of writers is empty: it begins and ends where the last ended */
+    while (e->returned.n <= class) CBN_TRY(cbn_u32s_push(&e->returned, 0, err));
+    CBN_TRY(cbn_u32s_push(&e->first, e->first.v[class], err));
+    return put_in_class(e, new_id, class, err);
 }
 
 static bool between(const cbn_effects *e, cbn_node_id id, cbn_node_id after, cbn_node_id before) {
@@ -221,6 +272,17 @@ cbn_node_id cbn_effects_writer(const cbn_effects *e, cbn_node_id value, cbn_node
     return writer_of_class(e, class_of(e, value), after, before);
 }
 
+/* The first range that ends behind `start`. */
+static uint32_t first_range(const cbn_effects *e, uintptr_t start) {
+    uint32_t lo = 0, hi = e->nranges;
+    while (lo < hi) {
+        const uint32_t mid = lo + (hi - lo) / 2;
+        if (e->ranges[mid].hi > start) hi = mid;
+        else lo = mid + 1;
+    }
+    return lo;
+}
+
 cbn_status cbn_effects_array_writer(const cbn_effects *e, cbn_host array, cbn_node_id after, cbn_node_id before,
                                     cbn_node_id *out, cbn_error *err) {
     *out = 0;
@@ -235,15 +297,25 @@ cbn_status cbn_effects_array_writer(const cbn_effects *e, cbn_host array, cbn_no
         return CBN_OK;
     }
     const uintptr_t start = (uintptr_t)info.lo, end = (uintptr_t)info.hi;
-    uint32_t lo = 0, hi = e->nranges;
-    while (lo < hi) { /* the first range that ends behind the array's start */
-        const uint32_t mid = lo + (hi - lo) / 2;
-        if (e->ranges[mid].hi > start) hi = mid;
-        else lo = mid + 1;
-    }
-    for (; lo < e->nranges && e->ranges[lo].lo < end; lo++) {
-        const cbn_node_id found = writer_of_class(e, e->ranges[lo].element, after, before);
+    for (uint32_t i = first_range(e, start); i < e->nranges && e->ranges[i].lo < end; i++) {
+        const cbn_node_id found = writer_of_class(e, e->ranges[i].element, after, before);
         if (found != 0 && (*out == 0 || cbn_node_before(e->g, found, *out))) *out = found;
+    }
+    return CBN_OK;
+}
+
+cbn_status cbn_effects_array_returned(const cbn_effects *e, cbn_host array, bool *out, cbn_error *err) {
+    *out = false;
+    cbn_array_info info;
+    bool is_array;
+    cbn_graph_lock(e->g);
+    const cbn_status status = cbn_graph_host(e->g)->array(array, &info, &is_array, err);
+    cbn_graph_unlock(e->g);
+    if (status != CBN_OK || !is_array) return status;
+    if (e->no_root || e->unknown) *out = e->returned.v[e->anything] != 0;
+    const uintptr_t start = (uintptr_t)info.lo, end = (uintptr_t)info.hi;
+    for (uint32_t i = first_range(e, start); !*out && i < e->nranges && e->ranges[i].lo < end; i++) {
+        *out = e->returned.v[e->ranges[i].element] != 0;
     }
     return CBN_OK;
 }
@@ -253,7 +325,21 @@ bool cbn_effects_may_alias(const cbn_effects *e, cbn_node_id a, cbn_node_id b) {
     return p == NOT_SEEN || q == NOT_SEEN || p == q;
 }
 
+uint32_t cbn_effects_class(const cbn_effects *e, cbn_node_id value) { return class_of(e, value); }
+
 bool cbn_effects_written(const cbn_effects *e, cbn_node_id value) {
     const uint32_t class = class_of(e, value);
     return class == NOT_SEEN ? e->writer.n > 0 : e->first.v[class + 1] > e->first.v[class];
+}
+
+cbn_node_id cbn_effects_returned_by(const cbn_effects *e, cbn_node_id value) {
+    const uint32_t class = class_of(e, value);
+    return class == NOT_SEEN ? CBN_EFFECTS_MANY : e->returned.v[class];
+}
+
+bool cbn_effects_returned(const cbn_effects *e, cbn_node_id value) { return cbn_effects_returned_by(e, value) != 0; }
+
+bool cbn_effects_outside(const cbn_effects *e, cbn_node_id value) {
+    const uint32_t class = class_of(e, value);
+    return class == NOT_SEEN || e->outside.v[class] != 0;
 }

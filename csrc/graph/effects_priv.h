@@ -32,6 +32,11 @@ struct cbn_effects {
     cbn_interval *ranges; /* sorted and disjoint once built */
     uint32_t nranges, range_room;
     cbn_u32s written, writer; /* pairs (element, node), in list order */
+    cbn_u32s returned;        /* elements that the output has; once built: for each class what _returned_by says */
+    cbn_u32s outside;         /* elements that others have too; once built: for each class, is it */
+    cbn_u32s lists;           /* for each node how many lists deep its arrays may be, as far as it shows; 0: an array */
+    const cbn_host *inputs;   /* arrays of the first placeholders */
+    uint32_t ninputs, next_input;
     cbn_u32s first, by_class; /* writers of class c: by_class.v[first.v[c] .. first.v[c + 1]) */
 };
 
@@ -41,6 +46,10 @@ void cbn_effects_join(cbn_effects *e, uint32_t a, uint32_t b);
 CBN_NODISCARD cbn_status cbn_effects_add_array(cbn_effects *e, cbn_host array, uint32_t joined_with, bool *is_array,
                                                uint32_t *element, cbn_error *err);
 CBN_NODISCARD cbn_status cbn_effects_mark(cbn_effects *e, uint32_t element, cbn_node_id node, cbn_error *err);
+/* The output has this element. */
+CBN_NODISCARD cbn_status cbn_effects_return(cbn_effects *e, uint32_t element, cbn_error *err);
+/* Somebody outside the graph may have this element. */
+CBN_NODISCARD cbn_status cbn_effects_share(cbn_effects *e, uint32_t element, cbn_error *err);
 /* What one node writes and views: effects_node.c. */
 CBN_NODISCARD cbn_status cbn_effects_node(cbn_effects *e, cbn_node_id id, cbn_host root, cbn_error *err);
 #endif

@@ -131,6 +131,43 @@ static cbn_status rule_cast(cbn_shape_call *c) {
     return cbn_shape_done(c, &x, x.ndim, x.shape);
 }
 
+/* The dtype that an argument names: a text, or a host object that says it ("numpy.int8", "dtype('int8')"). */
+static bool named_dtype(const cbn_shape_call *c, const cbn_value *v, cbn_tensor_meta *out) {
+    static const struct { const char *name; char kind; uint8_t itemsize; } dtypes[] = {
+        {"int8", 'i', 1},  {"uint8", 'u', 1},   {"int16", 'i', 2},   {"uint16", 'u', 2},
+        {"int32", 'i', 4}, {"float16", 'f', 2}, {"float32", 'f', 4}, {"float64", 'f', 8}};
+    char text[64] = "";
+    if (v->tag == CBN_V_HOST) cbn_graph_host(c->g)->describe(v->u.host, text, sizeof text);
+    const char *name = v->tag == CBN_V_STR ? cbn_graph_str(c->g, v->u.str, NULL) : text;
+    const size_t skip = strcspn(name, ".'");
+    if (name[skip] != '\0') name += skip + 1;
+    for (size_t i = 0; i < sizeof dtypes / sizeof dtypes[0]; i++) {
+        const size_t n = strlen(dtypes[i].name);
+        if (strncmp(name, dtypes[i].name, n) != 0 || (name[n] != '\0' && strcmp(name + n, "')") != 0)) continue;
+        out->kind = dtypes[i].kind;
+        out->itemsize = dtypes[i].itemsize;
+        return true;
+    }
+    return false;
+}
+
+/* To integers and back. */
+static cbn_status rule_quantize(cbn_shape_call *c) {
+    const bool back = c->op->family == CBN_FAMILY_DEQUANTIZE;
+    cbn_tensor_meta x;
+    bool found;
+    CBN_TRY(cbn_shape_input(c, &x, &found));
+    if (!found || (back ? x.kind != 'i' && x.kind != 'u' : !is_floating(&x) || x.itemsize > 4)) return CBN_OK;
+    const cbn_value *dtype = cbn_shape_arg(c, back ? "out_dtype" : "dtype");
+    if (back && dtype->tag == CBN_V_NONE) {
+        x.kind = 'f';
+        x.itemsize = 4;
+    } else if (!named_dtype(c, dtype, &x) || is_floating(&x) != back) {
+        return CBN_OK;
+    }
+    return cbn_shape_done(c, &x, x.ndim, x.shape);
+}
+
 static cbn_status broadcast(cbn_shape_call *c, const cbn_tensor_meta *a, const cbn_tensor_meta *b, int *ndim,
                             int64_t *shape) {
     *ndim = CBN_MAX(a->ndim, b->ndim);
@@ -206,7 +243,8 @@ static cbn_status rule_compare(cbn_shape_call *c) {
 
 static const cbn_shape_row elementwise[] = {
     {"same", rule_same},           {"cast", rule_cast},       {"broadcast", rule_broadcast},
-    {"divide", rule_broadcast},    {"compare", rule_compare}, {NULL, NULL},
+    {"divide", rule_broadcast},    {"compare", rule_compare},
+    {"quantize", rule_quantize},   {NULL, NULL},
 };
 
 /* ---- the driver -------------------------------------------------------------------------------------------------- */
@@ -286,5 +324,19 @@ cbn_status cbn_graph_infer_shape(cbn_graph *g, cbn_node_id id, cbn_host root, bo
     if (status != CBN_OK || !c.known) return status;
     CBN_TRY(cbn_graph_set_tensor(g, id, &c.out, err));
     *known = true;
+    return CBN_OK;
+}
+
+cbn_status cbn_graph_infer_shapes(cbn_graph *g, cbn_host root, cbn_status (*unknown)(cbn_node_id id, void *arg),
+                                  void *arg, cbn_error *err) {
+    for (cbn_node_id id = cbn_graph_first(g); id != 0; id = cbn_graph_next(g, id)) {
+        const uint8_t op = cbn_graph_node(g, id)->op;
+        if (op == CBN_NODE_PLACEHOLDER || op == CBN_NODE_OUTPUT) continue;
+        bool known;
+        CBN_TRY(cbn_graph_infer_shape(g, id, root, &known, err));
+        if (known || op == CBN_NODE_GET_ATTR) continue;
+        CBN_TRY(cbn_graph_set_tensor(g, id, NULL, err));
+        CBN_TRY(unknown(id, arg));
+    }
     return CBN_OK;
 }

@@ -27,7 +27,9 @@ typedef enum {
     CBN_FAMILY_ACTIVATION,
     CBN_FAMILY_BINARY,
     CBN_FAMILY_GETITEM,
-    CBN_FAMILY_EFFICIENT /* efficient_conv_bn_eval, _decomposed */
+    CBN_FAMILY_EFFICIENT, /* efficient_conv_bn_eval, _decomposed */
+    CBN_FAMILY_QUANTIZE,  /* floating numbers to integers, with a scale and a zero point */
+    CBN_FAMILY_DEQUANTIZE /* and back */
 } cbn_op_family;
 
 enum { CBN_OP_MAX_ARGS = 16 };

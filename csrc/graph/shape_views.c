@@ -56,6 +56,27 @@ static cbn_status rule_reshape(cbn_shape_call *c) {
     return cbn_shape_done(c, &x, n, shape);
 }
 
+static cbn_status rule_as_strided(cbn_shape_call *c) {
+    cbn_tensor_meta x;
+    bool found;
+    int64_t shape[CBN_MAX_DIMS];
+    CBN_TRY(cbn_shape_input(c, &x, &found));
+    const int n = cbn_shape_ints(cbn_shape_arg(c, "size"), shape, CBN_MAX_DIMS);
+    if (!found || n < 0) return CBN_OK;
+    for (int i = 0; i < n; i++) {
+        if (shape[i] < 0) return cbn_shape_fail(c, "size: expected no negative entry");
+    }
+    return cbn_shape_done(c, &x, n, shape);
+}
+
+/* Shape and dtype of the first argument, whatever it is. */
+static cbn_status rule_keeps(cbn_shape_call *c) {
+    cbn_tensor_meta x;
+    bool found;
+    CBN_TRY(cbn_shape_input(c, &x, &found));
+    return found ? cbn_shape_done(c, &x, x.ndim, x.shape) : CBN_OK;
+}
+
 static cbn_status rule_flatten(cbn_shape_call *c) {
     cbn_tensor_meta x;
     bool found;
@@ -377,6 +398,8 @@ static cbn_status rule_reduce(cbn_shape_call *c) {
 const cbn_shape_row cbn_shape_rules_views[] = {
     {"reshape", rule_reshape},
     {"flatten", rule_flatten},
+    {"as_strided", rule_as_strided},
+    {"keeps", rule_keeps},
     {"unsqueeze", rule_unsqueeze},
     {"squeeze", rule_squeeze},
     {"expand", rule_expand},

@@ -17,7 +17,8 @@ typedef enum {
     CBN_MODULE_LINEAR,
     CBN_MODULE_CONV,
     CBN_MODULE_CONV_TRANSPOSE,
-    CBN_MODULE_BATCH_NORM
+    CBN_MODULE_BATCH_NORM,
+    CBN_MODULE_FROZEN /* a prepared layer: its call gives a new array and writes nothing */
 } cbn_module_kind;
 
 /* One array: memory range for aliasing, shape, dtype. */
@@ -65,6 +66,8 @@ typedef struct cbn_host_vtable {
     /* Calls fn for each BatchNorm inside a module, with its path below it. NULL: nobody looks. */
     cbn_status (*batch_norms)(cbn_host h, cbn_status (*fn)(cbn_host bn, const char *path, void *arg), void *arg,
                               cbn_error *err);
+    /* Is it a number, a text, None or a tuple of such, which holds no array for sure? NULL: nobody can say. */
+    bool (*plain)(cbn_host h);
 } cbn_host_vtable;
 
 /* ---- values ------------------------------------------------------------------------------------------------------ */

@@ -41,8 +41,15 @@ static int add_submodule(PyObject *core) {
 
 static int module_exec(PyObject *module) {
     import_array1(-1);
-    PyMethodDef *const tables[] = {cbn_conv_methods, cbn_fold_methods, cbn_nnops_methods, cbn_config_methods,
-                                   cbn_plan_module_methods, cbn_match_methods, cbn_passes_methods};
+    PyMethodDef *const tables[] = {
+        cbn_conv_methods,  cbn_fold_methods,   cbn_nnops_methods,  cbn_config_methods, cbn_plan_module_methods,
+        cbn_match_methods, cbn_passes_methods, cbn_freeze_methods,
+        cbn_pass_plans_methods,
+        cbn_pass_fold_layers_methods, cbn_pass_params_methods,
+        cbn_pass_constant_fold_methods,
+        cbn_pass_cse_methods,
+        cbn_pass_matmul_methods, cbn_pass_layout_methods,
+    };
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
         if (PyModule_AddFunctions(module, tables[i]) < 0) return -1;
     }

@@ -72,6 +72,15 @@ static PyObject *import_torch(PyObject *tensor, const char *name) {
     return array;
 }
 
+/* -1 error, 0 no, 1 yes: other than hasattr in C, an attribute that raises something else is not taken for none. */
+static int has_attribute(PyObject *obj, const char *name) {
+    PyObject *found = PyObject_GetAttrString(obj, name);
+    if (found == NULL && !PyErr_ExceptionMatches(PyExc_AttributeError)) return -1;
+    PyErr_Clear();
+    Py_XDECREF(found);
+    return found != NULL;
+}
+
 static PyObject *import_dlpack(PyObject *obj) {
     PyObject *numpy = PyImport_ImportModule("numpy");
     if (numpy == NULL) return NULL;
@@ -87,12 +96,14 @@ static PyArrayObject *import_array_like(PyObject *obj, const char *name) {
     bool foreign = true;
     if (!PyList_Check(obj) && !PyTuple_Check(obj) && obj != Py_None) {
         const int torch = is_torch_tensor(obj);
-        if (torch < 0) return NULL;
+        const int dlpack = torch != 0 ? torch : has_attribute(obj, "__dlpack__"); /* an ErasedArray raises here */
+        const int interface = dlpack != 0 ? dlpack : has_attribute(obj, "__array_interface__");
+        if (interface < 0) return NULL;
         if (torch) {
             array = import_torch(obj, name);
-        } else if (PyObject_HasAttrString(obj, "__dlpack__")) {
+        } else if (dlpack) {
             array = import_dlpack(obj);
-        } else if (PyObject_HasAttrString(obj, "__array_interface__")) {
+        } else if (interface) {
             array = PyArray_FromAny(obj, NULL, 0, 0, 0, NULL);
         } else {
             foreign = false;

@@ -40,12 +40,13 @@ static PyObject *alias(PyObject *graph, const cbn_effects *e, PyObject *question
     return PyBool_FromLong(cbn_effects_may_alias(e, a, b));
 }
 
-static PyObject *written(PyObject *graph, const cbn_effects *e, PyObject *question) {
+static PyObject *of_node(PyObject *graph, const cbn_effects *e, PyObject *question,
+                         bool (*ask)(const cbn_effects *e, cbn_node_id value)) {
     PyObject *value;
     cbn_node_id id;
-    if (!PyArg_ParseTuple(question, "O:written", &value)) return NULL;
+    if (!PyArg_ParseTuple(question, "O:question", &value)) return NULL;
     if (!cbn_py_node_get(graph, value, "value", &id)) return NULL;
-    return PyBool_FromLong(cbn_effects_written(e, id));
+    return PyBool_FromLong(ask(e, id));
 }
 
 static PyObject *answer(PyObject *graph, const cbn_effects *e, PyObject *question) {
@@ -53,12 +54,16 @@ static PyObject *answer(PyObject *graph, const cbn_effects *e, PyObject *questio
         PyErr_SetString(PyExc_TypeError, "questions: expected tuples (kind, ...)");
         return NULL;
     }
-    static const char *const kinds[] = {"writer", "alias", "written", NULL};
+    static const char *const kinds[] = {"writer", "alias", "written", "returned", "outside", NULL};
     const int kind = cbn_py_choice(PyTuple_GET_ITEM(question, 0), "kind", kinds);
     if (kind < 0) return NULL;
     PyObject *rest = PyTuple_GetSlice(question, 1, PyTuple_GET_SIZE(question));
     if (rest == NULL) return NULL;
-    PyObject *result = (kind == 0 ? writer : kind == 1 ? alias : written)(graph, e, rest);
+    PyObject *result = kind == 0   ? writer(graph, e, rest)
+                       : kind == 1 ? alias(graph, e, rest)
+                       : kind == 2 ? of_node(graph, e, rest, cbn_effects_written)
+                       : kind == 3 ? of_node(graph, e, rest, cbn_effects_returned)
+                                   : of_node(graph, e, rest, cbn_effects_outside);
     Py_DECREF(rest);
     return result;
 }

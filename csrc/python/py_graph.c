@@ -37,6 +37,13 @@ PyObject *cbn_py_str(const cbn_graph *g, cbn_str s) {
     return PyUnicode_FromStringAndSize(text, (Py_ssize_t)len);
 }
 
+PyObject *cbn_py_str_or_none(const cbn_graph *g, cbn_str s) {
+    if (s == CBN_STR_NONE) return Py_NewRef(Py_None);
+    size_t len;
+    const char *text = cbn_graph_str(g, s, &len);
+    return PyUnicode_DecodeUTF8(text, (Py_ssize_t)len, "surrogatepass");
+}
+
 bool cbn_py_sort_args(const char *function, PyObject **const *names, int count, int required, int positional,
                       PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyObject **slots) {
     if (nargs > positional) {

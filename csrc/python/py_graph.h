@@ -20,6 +20,8 @@ CBN_NODISCARD bool cbn_py_node_get(PyObject *graph, PyObject *node, const char *
  * node may be inside that. Messages call the value args. */
 PyObject *cbn_py_value_to_object(PyObject *graph, const cbn_value *v);
 CBN_NODISCARD bool cbn_py_value_from_object(PyObject *graph, PyObject *obj, cbn_value *out);
+/* An interned text as a new str; None for CBN_STR_NONE. */
+PyObject *cbn_py_str_or_none(const cbn_graph *g, cbn_str s);
 /* Drops what the graph has queued; call when no pointer into the graph is held. Keeps a pending exception. */
 void cbn_py_graph_flush(PyObject *graph);
 /* status to exception; flushes too. Returns NULL. */
@@ -32,6 +34,7 @@ cbn_status cbn_py_host_resolve(cbn_host root, const char *target, cbn_host *out,
 cbn_status cbn_py_host_module(cbn_host h, cbn_module_info *out, cbn_error *err);
 cbn_status cbn_py_host_module_arrays(cbn_host h, cbn_status (*fn)(cbn_host array, void *arg), void *arg,
                                      cbn_error *err);
+bool cbn_py_host_plain(cbn_host h);
 cbn_status cbn_py_host_batch_norms(cbn_host h, cbn_status (*fn)(cbn_host bn, const char *path, void *arg), void *arg,
                                    cbn_error *err);
 

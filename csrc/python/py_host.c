@@ -83,4 +83,5 @@ const cbn_host_vtable cbn_py_host_vtable = {
     .module = cbn_py_host_module,
     .module_arrays = cbn_py_host_module_arrays,
     .batch_norms = cbn_py_host_batch_norms,
+    .plain = cbn_py_host_plain,
 };

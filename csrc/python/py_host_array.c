@@ -92,6 +92,21 @@ cbn_status cbn_py_host_array(cbn_host h, cbn_array_info *out, bool *is_array, cb
     return CBN_OK;
 }
 
+/* Subclasses may hold anything; np.void is a window on memory. */
+bool cbn_py_host_plain(cbn_host h) {
+    PyObject *obj = h;
+    if (PyTuple_CheckExact(obj)) {
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(obj); i++) {
+            PyObject *item = PyTuple_GET_ITEM(obj, i);
+            if (PyTuple_Check(item) || !cbn_py_host_plain(item)) return false;
+        }
+        return true;
+    }
+    return obj == Py_None || PyBool_Check(obj) || PyLong_CheckExact(obj) || PyFloat_CheckExact(obj) ||
+           PyComplex_CheckExact(obj) || PyUnicode_CheckExact(obj) || PyArray_IsScalar(obj, Number) ||
+           PyArray_IsScalar(obj, Bool);
+}
+
 /* ---- everything a module holds ---- */
 
 typedef struct walk {

@@ -103,6 +103,7 @@ static const struct { const char *name; cbn_module_kind kind; int nd; } stock[] 
     {"BatchNorm2d", CBN_MODULE_BATCH_NORM, 2},
     {"BatchNorm3d", CBN_MODULE_BATCH_NORM, 3},
     {"SyncBatchNorm", CBN_MODULE_BATCH_NORM, -1},
+    {"FrozenLayer", CBN_MODULE_FROZEN, -1}, /* ours only */
     {"_BatchNorm", CBN_MODULE_BATCH_NORM, -1}, /* the base class, in a module of its own */
 };
 enum { STOCK = sizeof stock / sizeof stock[0] };
@@ -127,6 +128,7 @@ static int load_framework(int which) {
     PyObject *base = home ? imported(base_modules[which]) : NULL;
     int result = PyErr_Occurred() ? -1 : home != NULL && base != NULL;
     for (int i = 0; result == 1 && i < STOCK; i++) {
+        if (which == 1 && stock[i].kind == CBN_MODULE_FROZEN) continue;
         PyObject *cls = PyObject_GetAttrString(i == STOCK - 1 ? base : home, stock[i].name);
         if (cls == NULL || !PyType_Check(cls)) { /* a module in the middle of its import */
             result = cls == NULL && !PyErr_ExceptionMatches(PyExc_AttributeError) ? -1 : 0;
@@ -339,13 +341,12 @@ static int instance_hooks(PyObject *dict, cbn_module_kind kind, bool *hooked) {
                               names.pad_amounts};
     const bool conv = kind == CBN_MODULE_CONV || kind == CBN_MODULE_CONV_TRANSPOSE; /* the others are theirs only */
     for (size_t i = 0; i < (conv ? sizeof code / sizeof code[0] : 1); i++) {
-        const int has = PyDict_Contains(dict, code[i]);
-        if (has < 0) return -1;
-        if (has) *hooked = true;
+        const int at = PyDict_Contains(dict, code[i]);
+        if (at < 0) return -1;
+        *hooked |= at > 0;
     }
     return 0;
 }
-
 /* 1, 0, -1: is this module of a pure class what its class says? */
 static int stays_pure(PyObject *obj, const class_facts *cls) {
     PyObject *dict = instance_dict(obj);
@@ -391,14 +392,13 @@ static int describe_module(PyObject *obj, const class_facts *cls, cbn_module_inf
     out->groups = 1;
     if (instance_hooks(dict, cls->kind, &out->hooked) < 0) return -1;
     if (truth(obj, dict, names.training, plain, &out->training) < 0) return -1;
+    if (cls->kind == CBN_MODULE_FROZEN) return 0;
     if (parameter(obj, dict, names.weight, plain, &out->weight) < 0) return -1;
     if (parameter(obj, dict, names.bias, plain, &out->bias) < 0) return -1;
     if (cls->kind == CBN_MODULE_LINEAR) return integer(obj, dict, names.out_features, plain, &out->channels);
-    if (cls->kind != CBN_MODULE_BATCH_NORM) {
-        if (integer(obj, dict, names.groups, plain, &out->groups) < 0) return -1;
-        return integer(obj, dict, names.out_channels, plain, &out->channels);
-    }
-    return describe_batch_norm(obj, dict, plain, out);
+    if (cls->kind == CBN_MODULE_BATCH_NORM) return describe_batch_norm(obj, dict, plain, out);
+    if (integer(obj, dict, names.groups, plain, &out->groups) < 0) return -1;
+    return integer(obj, dict, names.out_channels, plain, &out->channels);
 }
 
 cbn_status cbn_py_host_module(cbn_host h, cbn_module_info *out, cbn_error *err) {

@@ -133,6 +133,34 @@ static PyObject *op_infer_shape(PyObject *module, PyObject *const *args, Py_ssiz
     return result;
 }
 
+typedef struct unknown_nodes {
+    PyObject *graph, *list;
+} unknown_nodes;
+
+static cbn_status add_unknown(cbn_node_id id, void *arg) {
+    const unknown_nodes *u = arg;
+    PyObject *node = cbn_py_node_view(u->graph, id);
+    const bool ok = node != NULL && PyList_Append(u->list, node) == 0;
+    Py_XDECREF(node);
+    return ok ? CBN_OK : CBN_HOST_ERROR;
+}
+
+static PyObject *op_infer_shapes(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    (void)module;
+    if (!cbn_py_nargs("op_infer_shapes", nargs, 2)) return NULL;
+    cbn_graph *g = cbn_py_graph_get(args[0], "graph");
+    if (g == NULL) return NULL;
+    unknown_nodes u = {args[0], PyList_New(0)};
+    if (u.list == NULL) return NULL;
+    cbn_error err = {0};
+    cbn_py_host_hold_begin();
+    const cbn_status status = cbn_graph_infer_shapes(g, args[1] == Py_None ? NULL : args[1], add_unknown, &u, &err);
+    cbn_py_host_hold_end();
+    if (status == CBN_OK) return u.list;
+    Py_DECREF(u.list);
+    return cbn_py_graph_raise(args[0], status, &err);
+}
+
 static PyObject *op_tensor(PyObject *module, PyObject *node) {
     (void)module;
     cbn_graph *g;
@@ -163,6 +191,8 @@ static PyObject *op_set_tensor(PyObject *module, PyObject *const *args, Py_ssize
 PyMethodDef cbn_op_node_methods[] = {
     {"op_infer_shape", (PyCFunction)(void (*)(void))op_infer_shape, METH_FASTCALL,
      "Shape of a node's value by its rule, kept with the node; None: no rule applies."},
+    {"op_infer_shapes", (PyCFunction)(void (*)(void))op_infer_shapes, METH_FASTCALL,
+     "Shapes of all nodes by their rules; a list of the calls that no rule knows."},
     {"op_tensor", op_tensor, METH_O, "The shape kept with a node, or None."},
     {"op_set_tensor", (PyCFunction)(void (*)(void))op_set_tensor, METH_FASTCALL,
      "Keeps a shape with a node; None forgets."},

@@ -90,8 +90,7 @@ static bool finite_directly(const cbn_host bn[4], double eps, cbn_host weight, b
 
 static PyObject *or_none(cbn_host h) { return h == NULL ? Py_None : (PyObject *)h; }
 
-static cbn_status coefficients_are_finite(const cbn_host bn[4], double eps, cbn_host weight, bool *out,
-                                          cbn_error *err) {
+cbn_status cbn_py_coefficients_finite(const cbn_host bn[4], double eps, cbn_host weight, bool *out, cbn_error *err) {
     if (finite_directly(bn, eps, weight, out)) return CBN_OK;
     cbn_bn_arrays arrays = {0};
     cbn_array w = {0};
@@ -115,13 +114,6 @@ static cbn_status coefficients_are_finite(const cbn_host bn[4], double eps, cbn_
 
 /* ---- reports ---- */
 
-static PyObject *text_or_none(const cbn_graph *g, cbn_str s) {
-    if (s == CBN_STR_NONE) return Py_NewRef(Py_None);
-    size_t len;
-    const char *text = cbn_graph_str(g, s, &len);
-    return PyUnicode_DecodeUTF8(text, (Py_ssize_t)len, "surrogatepass");
-}
-
 static PyObject *count_or_none(int64_t v) { return v < 0 ? Py_NewRef(Py_None) : PyLong_FromLongLong(v); }
 
 /* The Python string of a static text, made once for each place in `cache`. Borrowed; NULL with an exception. */
@@ -140,9 +132,9 @@ static PyObject *row_tuple(const cbn_graph *g, const cbn_fold_row *r) {
              *form = constant_text(&form_texts[r->form], forms[r->form]),
              *hint = r->hint != NULL ? PyUnicode_FromString(r->hint)
                                      : Py_XNewRef(constant_text(&hint_texts[r->reason], cbn_fold_reason_hint(r->reason)));
-    PyObject *bn = text_or_none(g, r->bn_name), *target = text_or_none(g, r->bn_target),
-             *blocking = text_or_none(g, r->blocking_name), *new_name = text_or_none(g, r->new_name),
-             *conv = text_or_none(g, r->conv_name), *bytes = count_or_none(r->bytes_saved),
+    PyObject *bn = cbn_py_str_or_none(g, r->bn_name), *target = cbn_py_str_or_none(g, r->bn_target),
+             *blocking = cbn_py_str_or_none(g, r->blocking_name), *new_name = cbn_py_str_or_none(g, r->new_name),
+             *conv = cbn_py_str_or_none(g, r->conv_name), *bytes = count_or_none(r->bytes_saved),
              *flops = count_or_none(r->flops_saved), *row = NULL;
     PyObject *const owned[] = {hint, bn, target, blocking, new_name, conv, bytes, flops};
     bool ok = outcome != NULL && reason != NULL && form != NULL;
@@ -155,7 +147,7 @@ static PyObject *row_tuple(const cbn_graph *g, const cbn_fold_row *r) {
     return row;
 }
 
-static PyObject *report_list(const cbn_graph *g, const cbn_fold_report *report) {
+PyObject *cbn_py_fold_rows(const cbn_graph *g, const cbn_fold_report *report) {
     PyObject *list = PyList_New(report->count);
     for (int i = 0; list != NULL && i < report->count; i++) {
         PyObject *row = row_tuple(g, &report->rows[i]);
@@ -198,7 +190,7 @@ static PyObject *run_report_pass(report_pass pass, PyObject *graph, PyObject *sk
         return NULL;
     }
     host->skip = patterns;
-    host->finite = coefficients_are_finite;
+    host->finite = cbn_py_coefficients_finite;
     cbn_fold_report report = {0};
     cbn_error err = {0};
     cbn_graph_retain(g); /* host code may drop the Python object */
@@ -206,7 +198,7 @@ static PyObject *run_report_pass(report_pass pass, PyObject *graph, PyObject *sk
     const cbn_status status = pass(g, host, &report, &err);
     cbn_py_host_hold_end();
     if (status == CBN_OK) {
-        result = report_list(g, &report);
+        result = cbn_py_fold_rows(g, &report);
         cbn_py_graph_flush(graph);
     } else {
         (void)cbn_py_graph_raise(graph, status, &err);

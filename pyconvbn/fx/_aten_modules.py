@@ -165,6 +165,11 @@ def _function_module(to, node, module, path, input):
     return to.function(node, module.function, (input, *module.args), dict(module.kwargs))
 
 
+@module(nn.FrozenLayer)
+def _frozen(to, node, module, path, *args, **kwargs):
+    raise NoLowering("a prepared layer has its weights packed: convert the graph before freezing it")
+
+
 @module(nn.Identity)
 def _identity(to, node, module, path, input):
     return input

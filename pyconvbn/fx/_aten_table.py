@@ -8,6 +8,7 @@ that stands for the result.
 from __future__ import annotations
 
 import builtins
+import functools
 import inspect
 import math
 import operator
@@ -22,6 +23,7 @@ class NoLowering(Exception):
     """Why a node has no ATen form; collected, and reported together."""
 
 
+@functools.cache
 def _aten(name: str) -> Any:
     from ..ops import aten
 

@@ -144,6 +144,18 @@ def _module_title(module: Any) -> str:
     return f"{type(module).__name__} {geometry}".rstrip()
 
 
+def _frozen(module: Any, where: str) -> Described:
+    """A prepared layer: what it is, and what became part of it."""
+    name, kind = module.layer_name().replace("x", "×").replace(" -> ", "→").replace(",", ""), "conv"
+    strides = module.plan.params["stride"]
+    if any(stride != 1 for stride in strides):
+        name += " s" + (_times(strides[:1]) if len(set(strides)) == 1 else _times(strides))
+    parts = [name, *(["residual"] if module.residual else []), *([module.activation_name()] or [])]
+    if name.startswith("batch_norm"):
+        kind = "bn"
+    return Described("fused" if len([p for p in parts if p]) > 1 else kind, " + ".join(p for p in parts if p), where)
+
+
 def _pair_title(node: Any, root: Any) -> str:
     """Title of a fused node: that of its convolution, found through the get_attr nodes it reads."""
     for used in node.all_input_nodes:
@@ -168,6 +180,8 @@ def describe(node: Any, root: Any = None) -> Described:
         where = safe_text(node.target, 80)
         if module is None:
             return Described("other", where, name)
+        if type(module).__name__ == "FrozenLayer" and hasattr(module, "layer_name"):
+            return _frozen(module, where)
         return Described(module_kind(module), _module_title(module), where)
     function = safe_text(node.target, 80) if node.op == "call_method" else _function_name(node.target)
     kind = kind_of_name(function)

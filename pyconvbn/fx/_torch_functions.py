@@ -110,6 +110,8 @@ class Functions:
         packet, _, overload = name.partition(".")
         found = getattr(getattr(ops.aten, packet, None), overload, None)
         kwargs = {key: value for key, value in kwargs.items() if key not in ("layout", "device", "pin_memory")}
+        if packet == "as_strided_":
+            raise Unsupported("as_strided_ changes the strides of its argument")
         if found is not None:
             return Call(found, args, kwargs, view=True)  # a view for all that is known here: that is never wrong
         if packet.endswith("_"):

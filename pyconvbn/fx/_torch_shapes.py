@@ -211,6 +211,16 @@ def _einsum(equation, *operands):
     return Call(T.einsum, (equation, *operands), {}, False)
 
 
+@row("as_strided", methods="as_strided")
+def _as_strided(input, size, stride, storage_offset=None):
+    return view("as_strided.default", input, size, stride, storage_offset)
+
+
+@row("as_strided_", methods="as_strided_")
+def _as_strided_(input, size, stride, storage_offset=None):
+    raise Unsupported("as_strided_ changes the strides of its argument")
+
+
 # -- copies, dtypes, facts -------------------------------------------------------------------------------------------
 @row("nn.functional.dropout")
 def _dropout(input, p=0.5, training=True, inplace=False):

@@ -222,8 +222,15 @@ class GraphModule(Module):
 
     # -- copying, printing -----------------------------------------------------------------------
 
+    def _traced_module(self) -> Module | None:
+        """The module that `symbolic_trace` made this one from, if that was one and it still lives."""
+        traced = self.__dict__.get("_traced")
+        module: Module | None = None if traced is None else traced()
+        return module
+
     def __copy__(self) -> Self:
         clone = super().__copy__()
+        clone.__dict__.pop("_traced", None)  # a copy was not traced from it
         clone.__dict__["meta"] = dict(self.meta)
         clone.__dict__["_graph"] = copy.deepcopy(self.graph)
         clone.graph = clone.__dict__["_graph"]
@@ -233,7 +240,7 @@ class GraphModule(Module):
         clone = object.__new__(type(self))
         memo[id(self)] = clone
         for name, value in self.__dict__.items():
-            if name not in ("_graph", "_program"):
+            if name not in ("_graph", "_program", "_traced"):
                 clone.__dict__[name] = copy.deepcopy(value, memo)
         clone.graph = copy.deepcopy(self.graph, memo)
         return clone
@@ -241,6 +248,7 @@ class GraphModule(Module):
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         del state["_program"]
+        state.pop("_traced", None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -262,7 +270,7 @@ class GraphModule(Module):
 
 #: Names of GraphModule's own that a submodule must not take.
 _RESERVED = {name for name in vars(GraphModule) if not name.startswith("__")} - set(vars(Module)) | {
-    "forward", "meta", "class_name", "training", "_graph", "_program", "_kinds", "_not_saved", "_hooked",
+    "forward", "meta", "class_name", "training", "_graph", "_program", "_traced", "_kinds", "_not_saved", "_hooked",
 }
 
 

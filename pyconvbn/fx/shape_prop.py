@@ -114,11 +114,16 @@ class _Propagation:
     def by_geometry(self, node: Node) -> TensorMeta | None:
         if node.op == "call_module":
             rest = dict(node.kwargs)
+            module = resolve(self.gm, str(node.target))
+            if type(module) is nn.FrozenLayer and node.args and not module._hooked:
+                x = self.found.get(node.args[0]) if isinstance(node.args[0], Node) else None
+                fits = isinstance(x, TensorMeta) and x.dtype == module.plan.dtype
+                return TensorMeta(module.output_shape(x.shape), x.dtype) if fits else None
             x = node.args[0] if node.args else rest.pop("input", None)
             size = node.args[1] if len(node.args) > 1 else rest.pop("output_size", None)
             if rest or len(node.args) > 2:
                 return None
-            return self.of_module(resolve(self.gm, str(node.target)), x, size)
+            return self.of_module(module, x, size)
         if _core.op_lookup(node.target) != "efficient_conv_bn_eval":
             return None
         bound = node.bound_arguments()

@@ -13,6 +13,7 @@ import inspect
 import math
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..nn.module import Module
+from ..nn.state import refuse_erased
 from .graph import Graph
 from .proxy import ParameterProxy, Proxy, TraceError, TracerBase, find_proxy, record_call, refuse, trace_root
 
@@ -273,6 +275,7 @@ class Tracer(TracerBase):
             return self.create_node("get_attr", self._name_of_array(a), (), {})
         if isinstance(a, Module):
             return self.create_node("get_attr", self.path_of_module(a), (), {})
+        refuse_erased(a, "tracing")
         return super().create_other_arg(a)
 
     def check_out(self, out: Any) -> None:
@@ -490,4 +493,7 @@ def symbolic_trace(
     tracer = Tracer()
     graph = tracer.trace(root, concrete_args)
     name = type(root).__name__ if isinstance(root, Module) else getattr(root, "__name__", type(root).__name__)
-    return GraphModule(tracer.root, graph, name)
+    gm = GraphModule(tracer.root, graph, name)
+    if isinstance(root, Module) or tracer.root is getattr(root, "__self__", None):
+        gm.__dict__["_traced"] = weakref.ref(tracer.root)  # for freezing, which may give its memory back
+    return gm

@@ -14,6 +14,7 @@ from .activation import GELU, Hardswish, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU
 from .batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from .containers import ModuleList, Sequential
 from .conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from .frozen import FrozenLayer
 from .init import manual_seed
 from .linear import Dropout, Flatten, Identity, Linear, Upsample
 from .module import Module
@@ -49,6 +50,7 @@ __all__ = [
     "ConvTranspose3d",
     "Dropout",
     "Flatten",
+    "FrozenLayer",
     "GELU",
     "Hardswish",
     "Identity",

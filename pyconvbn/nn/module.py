@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .parameter import Parameter
-from .state import IncompatibleKeys, collect, load
+from .state import IncompatibleKeys, collect, load, refuse_erased
 
 _PARAMETER, _BUFFER, _MODULE = "parameter", "buffer", "module"
 
@@ -89,6 +89,7 @@ class Module:
         kind = kinds.get(name) if kinds else None
         if kind is not None and value is not None:
             if kind == _MODULE or not isinstance(value, np.ndarray):
+                refuse_erased(value, f"assigning it to {name!r}")
                 raise TypeError(
                     f"{name}: is a {kind} of {type(self).__name__}, expected "
                     f"{'a Module' if kind == _MODULE else 'an ndarray'} or None, "
@@ -109,6 +110,7 @@ class Module:
         if hasattr(self, name) and name not in self._kinds:
             raise KeyError(f"name: {name!r} is already an attribute of {type(self).__name__}")
         if value is not None and not isinstance(value, wanted):
+            refuse_erased(value, f"registering it as {name!r}")
             raise TypeError(
                 f"{name}: expected {wanted.__name__} or None, got {type(value).__name__}"
             )

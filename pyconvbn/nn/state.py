@@ -26,6 +26,15 @@ class IncompatibleKeys(NamedTuple):
     unexpected_keys: list[str]
 
 
+def refuse_erased(value: Any, operation: str) -> None:
+    """RuntimeError if `value` is an `ErasedArray`."""
+    if type(value).__name__ == "ErasedArray":
+        from .._erased import ErasedArray, refuse
+
+        if isinstance(value, ErasedArray):
+            refuse(value, operation)
+
+
 def _source(value: Any, key: str) -> NDArray[Any]:
     if hasattr(value, "detach"):
         value = value.detach().cpu()
@@ -49,6 +58,7 @@ def collect(root: Module, prefix: str, keep_vars: bool) -> dict[str, Any]:
     result = {}
     for key, module, name in _slots(root, prefix.removesuffix(".")):
         array = getattr(module, name)
+        refuse_erased(array, "state_dict")
         result[key] = array if keep_vars else array.view(np.ndarray)
     return result
 
@@ -60,6 +70,8 @@ def load(
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict: expected a mapping, got {type(state_dict).__name__}")
     slots = list(_slots(root, ""))
+    for _, module, name in slots:
+        refuse_erased(getattr(module, name), "load_state_dict")
     known = {key for key, _, _ in slots}
     versioned = hasattr(state_dict, "_metadata")
     missing = [

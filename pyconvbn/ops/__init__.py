@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Operators under the names of PyTorch's ATen: ``ops.aten.<operator>.<overload>``.
+"""Operators under the names of PyTorch's: ``ops.aten.<operator>.<overload>``, ``ops.quantized_decomposed. ...``.
 
 An exported ATen graph maps onto them name for name; each is callable and computes with this package's operators.
 
@@ -22,7 +22,7 @@ from typing import Any
 from .. import _core
 from .._core import OpOverload
 
-__all__ = ["OpNamespace", "OpOverload", "OpPacket", "aten", "list"]
+__all__ = ["OpNamespace", "OpOverload", "OpPacket", "aten", "list", "prims", "quantized_decomposed"]
 
 _list = list
 
@@ -98,10 +98,10 @@ class OpPacket:
 
 
 def _make(packet: OpPacket, overload: str) -> OpOverload:
-    from . import _aten
+    from . import _aten, _quantized
 
     row = f"{packet.__qualname__}.{overload}"
-    op = OpOverload(_aten.IMPLEMENTATIONS[row], row)
+    op = OpOverload((_aten.IMPLEMENTATIONS | _quantized.QUANTIZED)[row], row)
     op.__name__ = f"{packet.__name__}.{overload}"
     op.__qualname__ = row
     op.__module__ = __name__
@@ -138,6 +138,12 @@ class OpNamespace:
 
 #: PyTorch's ATen operators that this package knows.
 aten = OpNamespace("aten")
+
+#: What passes put into a graph and PyTorch has no public operator for.
+prims = OpNamespace("prims")
+
+#: Quantization written out: integers beside their scales and zero points.
+quantized_decomposed = OpNamespace("quantized_decomposed")
 
 
 def list() -> _list[str]:

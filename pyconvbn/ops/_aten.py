@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from .. import _core
 from ._aten_math import MATH
 from ._aten_shape import SHAPE
+from ._aten_strided import STRIDED
 from ._aten_util import as_array, dtype_of, operand, pair_sizes, writable
 
 _Array = NDArray[Any]
 _Ints = int | Sequence[int]
 
-IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {**MATH, **SHAPE}
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {**MATH, **SHAPE, **STRIDED}
 
 
 def _row(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -341,15 +342,6 @@ def _to_dtype_layout(
 ) -> _Array:
     x = as_array(self, "self")
     return x.astype(dtype_of(dtype, x.dtype), copy=copy)
-
-
-@_row("clone.default")
-def _clone(self: Any, *, memory_format: Any = None) -> _Array:
-    """`memory_format`: "contiguous_format", "channels_last", "channels_last_3d" or None (strides are kept)."""
-    x = as_array(self, "self")
-    if str(memory_format).startswith("channels_last"):
-        return np.moveaxis(np.array(np.moveaxis(x, 1, -1), order="C"), -1, 1)
-    return x.copy(order="C" if memory_format == "contiguous_format" else "K")
 
 
 @_row("lift_fresh_copy.default")

@@ -124,6 +124,9 @@ CALLS: dict[str, list[Any]] = {
     "channel_shuffle.default": [((X, 2), {})], "logical_and.default": [((B, ~B), {})], "logical_not.default": [((B,), {})],
     "index.Tensor": [((X, [None, np.array([2, 0])]), {})], "sym_size.int": [((X, -1), {})],
     "view_as.default": [((X, f(8, 36)), {})],
+    "as_strided.default": [((X, [3, 2], [1, 4]), {}), ((X, [4, 4], [2, 0], 5), {})],
+    "as_strided_.default": [((M, [5, 3], [3, 1]), {})],  # its own strides: torch changes the argument's
+    "as_strided_scatter.default": [((X, f(3, 2), [3, 2], [1, 4]), {}), ((X, f(2, 2), [2, 2], [9, 1], 5), {})],
 }  # fmt: skip
 for name in ("add", "sub"):
     for mark in ("", "_"):
@@ -139,7 +142,7 @@ for name in ("eq", "ne", "gt", "ge", "lt", "le"):
 RANDOM = {"rand_like.default", "randn_like.default"}
 # dtypes are tested by a test of their own; torch's has no CPU kernel for these alone
 APART = {"_to_copy.default", "to.dtype", "to.dtype_layout"}
-NAMES = [n.removeprefix("aten.") for n in ops.list()]
+NAMES = [n.removeprefix("aten.") for n in ops.list() if n.startswith("aten.")]
 
 
 def find(name: str) -> Any:
@@ -211,7 +214,7 @@ def test_views_are_views() -> None:
     """(a) operators whose result torch always makes a view of its argument."""
     for name in ("view.default", "permute.default", "transpose.int", "t.default", "unsqueeze.default", "squeeze.dim",
                  "slice.Tensor", "select.int", "chunk.default", "split.Tensor", "expand.default", "detach.default",
-                 "flatten.using_ints", "narrow.default", "unbind.int"):  # fmt: skip
+                 "flatten.using_ints", "narrow.default", "unbind.int", "as_strided.default"):  # fmt: skip
         for args, kwargs in calls(name):
             result = find(name)(*args, **kwargs)
             for part in result if isinstance(result, list) else [result]:

@@ -71,6 +71,7 @@ OPERATIONS = [
     "F.interpolate(x, size=7, mode='bilinear', align_corners=True)", "F.interpolate(x, size=x.shape[2:])",
     "F.pixel_shuffle(x, 2)", "torch.pixel_unshuffle(x[..., :4, :], 2)", "F.channel_shuffle(x, 2)",
     "F.dropout(x, 0.4, False)", "F.dropout(x, p=0.4, training=self.training)", "torch.dropout(x, 0.4, False)",
+    "x.as_strided((2, 3), (1, 2))", "torch.as_strided(x, (2, 2), (3, 1), 4)", "torch.as_strided(x[1:], [3], [2], 1)",
     "x.contiguous()", "x.contiguous(memory_format=torch.channels_last)", "x.clone()", "x.detach()",
     "x.to(torch.float64)", "x.to('cpu')", "x.to(x.device)", "x.to(x.dtype)", "x.double()", "x.float()", "x.half()",
     "x.type(torch.float64)", "x.type_as(x.double())", "x.to(dtype=torch.float16)", "(x > 0).float()",

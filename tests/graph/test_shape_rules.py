@@ -14,7 +14,7 @@ import pyconvbn
 from pyconvbn import _core, fx, ops
 from pyconvbn import functional as F
 
-A = ops.aten
+A, prims = ops.aten, ops.prims
 Case = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
@@ -194,6 +194,9 @@ def views(rng: Any) -> Iterator[Case]:
     sizes = [[-1], [total], [1, -1], [x[0], -1], [2, -1], [total, 1, 1], [3, 5], [-1, -1], []]
     size = sizes[int(rng.integers(len(sizes)))]
     yield A.view.default, (x, size), {}
+    yield A.as_strided.default, (x, [2, total], [0, 1]), {}
+    yield A.as_strided.default, (x, size, [1] * len(size), 1), {}
+    yield prims.force_stride_order.default, (x, [int(v) for v in rng.integers(0, 9, n)]), {}
     yield A.reshape.default, (x, size), {}
     yield "reshape", (x, size), {}
     if size:
@@ -340,5 +343,5 @@ def test_every_rule_of_the_table_exists_and_is_reached(rng: np.random.Generator)
                 rule = _core.op_info(str(row))["shape_rule"]
                 if rule not in reached and isinstance(infer(target, args, kwargs), tuple):
                     reached.add(rule)
-    # `efficient` needs modules, `cast` a torch tensor's method, `tuple` has no one shape
-    assert rules - reached <= {"efficient", "cast", "tuple"}
+    # `efficient` needs modules, `cast` a torch tensor's method, `tuple` has no one shape, `quantize` dtypes
+    assert rules - reached <= {"efficient", "cast", "tuple", "quantize"}

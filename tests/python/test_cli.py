@@ -45,13 +45,13 @@ def test_version():
 
 def test_demo_json(report):
     assert set(report) == {
-        "network", "machine", "batch_norms", "accuracy", "error", "time", "memory", "fold_report", "verify",
-        "verified", "failures",
+        "network", "machine", "batch_norms", "accuracy", "error", "time", "memory", "fold_report",
+        "freeze_report", "verify", "verified", "failures",
     }  # fmt: skip
     assert report["verified"] is True and report["failures"] == []
     accuracy = report["accuracy"]
     assert accuracy["images"] == 597
-    assert accuracy["unfused"] == accuracy["one_shot"] == accuracy["folded"] == accuracy["planned"] >= 0.98
+    assert accuracy["unfused"] == accuracy["one_shot"] == accuracy["folded"] == accuracy["frozen"] >= 0.98
     assert report["time"]["batch"] == 64 and report["time"]["rounds"] >= 5
     assert report["machine"]["threads"] == 1
     assert report["machine"]["isa"] in pyconvbn._core.cpu_info()["isa_compiled"]
@@ -63,12 +63,12 @@ def test_demo_json_has_one_row_per_batch_norm(report):
     assert [row["name"] for row in rows if row["outcome"] == "kept"] == ["norm"]
     assert {row["reason"] for row in rows} == {"OK", "NOT_CONV"}
     assert report["fold_report"]["counts"] == {"folded": 9, "kept": 1}
-    assert all(report["verify"][form]["ok"] for form in ("one_shot", "folded", "planned"))
+    assert all(report["verify"][form]["ok"] for form in ("one_shot", "folded", "frozen"))
 
 
 def test_demo_text():
     text = run(*DEMO, COLUMNS="110").stdout
-    for word in ("DigitsNet", "NOT_CONV", "accuracy", "one-shot fused", "planned", "FoldReport", "verify", "✓ verified"):
+    for word in ("DigitsNet", "NOT_CONV", "accuracy", "one-shot fused", "frozen", "FoldReport", "verify", "✓ verified"):
         assert word in text
     assert "\x1b" not in text
 

@@ -15,7 +15,7 @@ import re
 import numpy as np
 import pytest
 
-from pyconvbn import _demo_measure, _demo_page, _demo_view, demo, functional, fuse_conv_bn_eval, fx, nn
+from pyconvbn import Plan, _demo_measure, _demo_page, _demo_view, demo, fuse_conv_bn_eval, nn
 
 DATA = importlib.resources.files("pyconvbn") / "data"
 
@@ -108,61 +108,33 @@ def test_forms_are_what_they_are_called(forms):
     assert [t for t in _targets(forms.folded) if t.endswith(("bn", "norm"))] == ["norm"]
     calls = [n.name for n in forms.one_shot.graph.nodes if n.name.startswith("efficient_conv_bn_eval")]
     assert len(calls) == 9
-    assert _targets(forms.planned) == ["norm"]
-    assert len(forms.layers) == 10
+    layers = [forms.frozen.get_submodule(target) for target in _targets(forms.frozen)]
+    assert len(layers) == 11 and all(isinstance(layer, nn.FrozenLayer) for layer in layers)
+    assert not [n for n in forms.frozen.graph.nodes if "batch_norm" in str(n.target)]
+    assert forms.frozen.report.folds.counts == {"folded": 9, "planned": 1}
 
 
 def test_forms_compute_the_network(loaded, forms):
     net, images, _ = loaded
     x = images[:5]
     exact = demo.reference_logits(net, x)
-    for form in (forms.unfused, forms.one_shot, forms.folded, forms.planned):
+    for form in (forms.unfused, forms.one_shot, forms.folded, forms.frozen):
         assert np.abs(form(x) - exact).max() < 1e-5 * np.abs(exact).max()
 
 
-def test_absorbed_is_what_the_plans_do(forms):
-    absorbed = {layer.target: layer.absorbed for layer in forms.layers}
-    assert absorbed["res2.conv"] == ["add", "relu"]
+def test_absorbed_is_what_the_plans_do(result):
+    absorbed = {row.producer: row.absorbed for row in result.batch_norms if row.producer}
+    # of the two convolutions that the block adds up, the one that runs last takes the other's result
+    assert absorbed["res2.conv"] == [] and absorbed["shortcut.conv"] == ["add", "relu"]
     assert absorbed["up.conv"] == ["add"]
-    assert absorbed["shortcut.conv"] == absorbed["classifier"] == []
     assert absorbed["stem.conv"] == ["relu"]
-    left = [node.name for node in forms.planned.graph.nodes]
-    assert "add" not in left and "relu_5" in left  # behind the BatchNorm that stays
-
-
-class _Branch(nn.Module):
-    """What `planned` must leave alone: a value that is read twice, x + x, a scalar."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-        self.conv = nn.Conv1d(3, 3, 1)
-
-    def forward(self, x):
-        y = self.conv(x)
-        if self.kind == "read twice":
-            return functional.relu(y) + y
-        if self.kind == "doubled":
-            return y + y
-        if self.kind == "scalar":
-            return functional.relu(y + 1.0)
-        return x + y
-
-
-@pytest.mark.parametrize(
-    ("kind", "absorbed"), [("read twice", []), ("doubled", []), ("scalar", []), ("residual", ["add"])]
-)
-def test_planned_takes_only_what_nobody_else_reads(kind, absorbed, rng):
-    gm = fx.symbolic_trace(_Branch(kind).eval())
-    prepared, layers = demo.planned(gm)
-    assert [layer.absorbed for layer in layers] == [absorbed]
-    x = rng.normal(size=(2, 3, 5)).astype(np.float32)
-    assert np.allclose(prepared(x), gm(x), rtol=1e-5, atol=1e-5)
+    left = [node.name for node in result.forms.frozen.graph.nodes]
+    assert "add" not in left and not [name for name in left if name.startswith("relu")]
 
 
 # -- measurement and verdict -------------------------------------------------------------------
 
-KEYS = ("unfused", "one_shot", "folded", "planned")
+KEYS = ("unfused", "one_shot", "folded", "frozen")
 
 
 def test_accuracy_is_high_and_unchanged(result):
@@ -184,7 +156,7 @@ def test_rows_have_what_was_measured(result):
     assert len(rows) == 10
     assert rows["up.bn"].layer == "ConvTranspose2d 3×3 48→32 g4 s2"
     assert rows["depthwise.bn"].layer == "Conv2d 3×3 depthwise 16"
-    assert rows["res2.bn"].absorbed == ["add", "relu"]
+    assert rows["shortcut.bn"].absorbed == ["add", "relu"]
     assert rows["norm"].absorbed == [] and rows["norm"].error_after is None
     for name, row in rows.items():
         assert name == "norm" or (0 < row.error_after < 1e-5 and row.algorithm)
@@ -192,10 +164,12 @@ def test_rows_have_what_was_measured(result):
 
 def test_memory_and_time_are_measured(result):
     assert result.memory["weights"] >= 4 * 50_000
+    assert 4 * 50_000 < result.memory["parameters"] < 4 * 100_000
+    assert 0 < result.memory["activations_frozen"] < result.memory["activations"]
     assert all(result.time[f"{key}_us"] > 0 for key in KEYS)
     # By hand, from the shapes of the layers: 1.28 million multiply-adds, padding included.
     assert 2.0e6 < result.network["flops_per_image"] < 2.7e6
-    assert result.network["nodes"] == {"unfused": 34, "one_shot": 43, "folded": 25, "planned": 16}
+    assert result.network["nodes"] == {"unfused": 34, "one_shot": 43, "folded": 25, "frozen": 15}
 
 
 def test_a_wrong_fold_is_found_and_named(monkeypatch):
@@ -219,16 +193,19 @@ def test_a_wrong_fold_is_found_and_named(monkeypatch):
 
 
 def test_a_wrong_plan_is_found(monkeypatch):
-    real = demo.plan.Plan
+    right = demo.freezing.freeze
 
-    class Forgetful:
-        @staticmethod
-        def from_modules(conv, bn, *, activation):
-            return real.from_modules(conv, bn, activation=None if conv.weight.shape[0] == 16 else activation)
+    def wrong(gm, x):
+        frozen, inputs = right(gm, x)
+        layer = frozen.get_submodule("stem_conv")
+        arguments = {**layer.plan.params, "activation": None}
+        plan = Plan(gm.stem.conv.weight, gm.stem.conv.bias, **arguments)  # neither folded nor followed by relu
+        frozen.set_submodule("stem_conv", nn.FrozenLayer(plan))
+        return frozen, inputs
 
-    monkeypatch.setattr(demo.plan, "Plan", Forgetful)
+    monkeypatch.setattr(demo.freezing, "freeze", wrong)
     found = _demo_measure.run_demo(images=50, batch=2, seconds=0.01)
-    assert {text.split(":")[0] for text in found.failures} == {"planned"}
+    assert {text.split(":")[0] for text in found.failures} == {"frozen"}
 
 
 @pytest.mark.parametrize(("argument", "value"), [("images", 0), ("images", 598), ("batch", 0)])

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Running a step of freezing for Python. */
+#ifndef CBN_PY_FREEZE_H
+#define CBN_PY_FREEZE_H
+#include "python/py_graph.h"
+
+#include "graph/freeze.h"
+
+/* What calls back from a step: an argument that is handed through. */
+typedef cbn_status (*cbn_py_step_fn)(cbn_freeze *f, void *arg);
+
+/* Runs `step` on a graph with its owning module (None: none): (nodes changed, list of rows), a new reference; a row is
+ * (step, node, outcome "done" or "kept", reason, blocking or None, hint, into or None). NULL with an exception, the graph
+ * then half changed: pyconvbn/_pass_run.py has a snapshot. */
+PyObject *cbn_py_step_run(PyObject *graph, PyObject *root, cbn_py_step_fn step, void *arg);
+#endif
