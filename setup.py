@@ -35,6 +35,8 @@ WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-pr
 # -ffp-contract=off: a fused multiply-add is written as one or there is none, so all instruction sets agree.
 CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0", *WARNINGS]
 LDFLAGS = ["-Wl,--exclude-libs,ALL"]
+#: Local symbols serve debuggers only. Folders that chase pointers: -O3 would make them larger, not faster.
+STRIP, POINTER_CHASERS = ["-Wl,-s"], ("graph", "python")
 
 
 def sources() -> list[str]:
@@ -72,7 +74,8 @@ class IsaBuildExt(build_ext):
         fresh = stamp.is_file() and stamp.read_text() == wanted
         if fresh and not self.force and not newer_group(ext.depends, self.get_ext_fullpath(ext.name), "newer"):
             return
-        jobs = [(source, []) for source in ext.sources]
+        chasers = () if sanitize()[0] else POINTER_CHASERS
+        jobs = [(source, ["-O2"] if Path(source).parent.name in chasers else []) for source in ext.sources]
         for isa, machines, flags in ISAS:
             if machines and platform.machine() not in machines:
                 continue
@@ -147,7 +150,7 @@ def main() -> None:
                     ("CBN_NUMPY_VERSION", f'"{numpy.__version__}"'),
                 ],
                 extra_compile_args=["-pthread", "-isystem", numpy.get_include(), *cflags],
-                extra_link_args=["-pthread", *LDFLAGS, *extra_link],
+                extra_link_args=["-pthread", *LDFLAGS, *(extra_link or STRIP)],
                 libraries=["m"],
             )
         ],

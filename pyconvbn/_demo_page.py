@@ -31,8 +31,12 @@ fx.draw_before_after(graph, folded, report)""",
     "report",
     "pyconvbn.verify(graph, folded, images)",
     """\
-right = [(form(images).argmax(1) == labels).mean() for form in (net, folded)]
-f"{right[0]:.2%} right before, {right[1]:.2%} after" """.rstrip(),
+frozen, inputs = pyconvbn.freeze(graph, images)  # each layer a prepared operator
+frozen""",
+    "frozen.report",
+    """\
+right = [(form(images).argmax(1) == labels).mean() for form in (net, folded, frozen)]
+f"{right[0]:.2%} right before, {right[1]:.2%} folded, {right[2]:.2%} frozen" """.rstrip(),
 )
 
 _CSS = """

@@ -65,6 +65,7 @@ typedef struct cbn_conv_impl {
  * and a file ops/conv_<name>.c. */
 #define CBN_CONV_IMPLS(X) \
     X(amx)                \
+    X(scale)              \
     X(depthwise)          \
     X(linear)             \
     X(pointwise)          \

@@ -58,6 +58,8 @@ static bool pointwise_supports(const cbn_conv_desc *d, const cbn_conv_context *c
         *why_not = "linear has no pixels to put into lanes";
     else if (d->transposed)
         *why_not = "transposed";
+    else if (d->g == d->ic && d->g == d->oc && !strided && d->g > 1)
+        *why_not = "a group has one channel";
     for (int a = 0; a < CBN_MAX_SPATIAL && !*why_not; a++) {
         if (d->k[a] != 1)
             *why_not = "kernel is not 1";

@@ -151,7 +151,7 @@ def _frozen(module: Any, where: str) -> Described:
     if any(stride != 1 for stride in strides):
         name += " s" + (_times(strides[:1]) if len(set(strides)) == 1 else _times(strides))
     parts = [name, *(["residual"] if module.residual else []), *([module.activation_name()] or [])]
-    if name.startswith("batch_norm"):
+    if name.startswith("scale"):
         kind = "bn"
     return Described("fused" if len([p for p in parts if p]) > 1 else kind, " + ".join(p for p in parts if p), where)
 

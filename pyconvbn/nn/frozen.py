@@ -121,12 +121,12 @@ class FrozenLayer(Module):
 
     # -- what it is ------------------------------------------------------------------------------------------------------
     def layer_name(self) -> str:
-        """The operator and its sizes: "conv2d 3x3, 3 -> 8"."""
+        """The operator and its sizes: "conv2d 3x3, 3 -> 8", or "scale and shift 8" for a BatchNorm."""
         found = _PLAN.match(repr(self.plan))
         assert found is not None
         name, channels_in, channels_out, kernel = found.groups()
         if self._by_channel:
-            return f"batch_norm {channels_in}"
+            return f"scale and shift {channels_in}"
         return f"{name}{' ' + kernel if kernel else ''}, {channels_in} -> {channels_out}"
 
     def activation_name(self) -> str:

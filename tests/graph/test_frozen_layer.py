@@ -105,7 +105,7 @@ def test_shapes_are_propagated_without_running(frozen: Any, monkeypatch: pytest.
 def test_it_shows_itself(frozen: Any, capsys: pytest.CaptureFixture[str]) -> None:
     text = repr(frozen)
     for line in ("conv2d 3x3, 3 -> 8, stride=2, padding=1, leaky_relu 0.1", "conv2d 3x3, 8 -> 8, padding=1, groups=8",
-                 "conv2d 1x1, 8 -> 8, + residual, relu", "batch_norm 8, relu", "conv_transpose2d 2x2, 8 -> 4, stride=2",
+                 "conv2d 1x1, 8 -> 8, + residual, relu", "scale and shift 8, relu", "conv_transpose2d 2x2, 8 -> 4, stride=2",
                  "linear, 4 -> 5"):
         assert line in text
     assert "residual=" in frozen.code and "self." in frozen.code
@@ -114,11 +114,11 @@ def test_it_shows_itself(frozen: Any, capsys: pytest.CaptureFixture[str]) -> Non
     shown = [_describe.describe(n, frozen) for n in frozen.graph.nodes if n.op == "call_module"]
     assert [(d.kind, d.title) for d in shown] == [
         ("fused", "conv2d 3×3 3→8 s2 + leaky_relu 0.1"), ("conv", "conv2d 3×3 8→8"),
-        ("fused", "conv2d 1×1 8→8 + residual + relu"), ("fused", "batch_norm 8 + relu"),
+        ("fused", "conv2d 1×1 8→8 + residual + relu"), ("fused", "scale and shift 8 + relu"),
         ("conv", "conv_transpose2d 2×2 8→4 s2"), ("conv", "linear 4→5"),
     ]
     html = frozen._repr_html_()
-    assert "residual + relu" in html and "batch_norm 8" in html
+    assert "residual + relu" in html and "scale and shift 8" in html
 
 
 def test_explain(frozen: Any) -> None:

@@ -223,7 +223,7 @@ def test_batch_norm(shape: tuple[int, ...], dtype: Any) -> None:
         near(gm(np.asfortranarray(x)), wanted, dtype)
     with pytest.raises(ValueError):
         gm(x[:, :2])
-    assert "batch_norm 3, relu" in repr(gm.get_submodule("layers_0"))
+    assert "scale and shift 3, relu" in repr(gm.get_submodule("layers_0"))
 
 
 def test_batch_norm_that_stays() -> None:

@@ -87,7 +87,7 @@ def draw(rng: np.random.Generator, row: str) -> Case:
         return Case((int(rng.integers(1, 41)), ic), (oc, ic), {})
     nd = one_of(rng, 1, 2, 2, 3)
     transposed = row in ("upconv", "transposed")
-    if row not in ("upconv", "transposed", "depthwise", "pointwise", "taps"):
+    if row not in ("upconv", "transposed", "depthwise", "pointwise", "taps", "scale"):
         transposed = rng.random() < 0.3
     groups, icg, ocg = draw_channels(rng)
     kernel = draw_kernel(rng, nd)
@@ -95,7 +95,10 @@ def draw(rng: np.random.Generator, row: str) -> Case:
     dilation = (1,) * nd if rng.random() < 0.7 else tuple(int(d) for d in rng.integers(1, 6, nd))
     if row == "depthwise":
         groups, icg = max(groups, 2), 1
-    if row == "pointwise":
+    if row == "scale":
+        groups, icg, ocg = int(rng.integers(1, 40)), 1, 1
+        stride = (1,) * nd
+    if row in ("pointwise", "scale"):
         kernel = (1,) * nd
     if row == "upconv":
         stride = (*stride[:-1], 2)
@@ -105,7 +108,7 @@ def draw(rng: np.random.Generator, row: str) -> Case:
         rng, (0,) * nd, tuple(r // 2 for r in reach), tuple(int(p) for p in rng.integers(0, np.array(reach) + 1)),
         tuple(int(p) for p in rng.integers(0, 9, nd)),
     )
-    if row in ("pointwise", "upconv"):
+    if row in ("pointwise", "upconv", "scale"):
         padding = (0,) * nd
     geometry: dict[str, Any] = dict(stride=stride, dilation=dilation, groups=groups, padding=padding)
     size = draw_size(rng, nd)
