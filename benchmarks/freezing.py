@@ -19,9 +19,9 @@ from pyconvbn.ops import aten
 CHANNELS = 4
 SIZES = (1_000, 10_000, 100_000)
 #: What freeze calls, by the name under which its module has it.
-STEPS = [(freezing, name) for name in ("record_strides", "lower_modules", "_infer_shapes", "fold_layers",
-                                       "prepare_layers", "_own_constants", "GraphModule", "merge_folds")]
-STEPS += [(passes, name) for name in ("view_to_reshape", "replace_params_with_constants", "dce", "cse", "constant_fold",
+STEPS = [(freezing, name) for name in ("needs_strides", "record_strides", "lower_modules", "_infer_shapes", "fold_layers",
+                                       "prepare_layers", "_own_constants", "_remove_dead", "GraphModule", "merge_folds")]
+STEPS += [(passes, name) for name in ("view_to_reshape", "replace_params_with_constants", "cse", "constant_fold",
                                       "concat_matmuls", "enforce_as_strided_input_layout", "enforce_output_layout")]
 
 

@@ -100,7 +100,7 @@ class _Facts:
     modes: bool = False  # training is something else than eval
     guarded: bool = False  # has methods and attributes that _ConvNd and Linear have
     same: bool = False  # two calls of one module are one operator with equal arguments
-    quick: Any = None  # the row for calls of this very class with one argument, where that is simple
+    quick: Any = None  # what calls of this very class become, where that is simple
     reason: str = ""
     hint: str = ""
 
@@ -140,32 +140,44 @@ class _InPlace:
         self.to.module = self.inner  # parts of a container are asked the same questions
 
     def run(self, calls: list[Any]) -> int:
-        changed, rows, recipes, op_tensor = 0, self.rows, self.recipes, _core.op_tensor
+        changed, rows, recipes, attributes = 0, self.rows, self.recipes, self.attributes
+        op_tensor, lower_layer = _core.op_tensor, _core.lower_layer
         for node in calls:
-            target, name = node.target, node.name
-            self.node, self.tensor = node, op_tensor(node)
-            recipe = recipes.get(target)
-            if recipe is not None:  # a call of the same module was lowered before
-                args = node.args
-                if len(args) == 1 and not node.kwargs:
-                    self.become(node, recipe[0], (args[0], *recipe[1]))
-                    changed += 1
-                    rows.append(FreezeRow("lower", name, "done", "OK", None, "", recipe[2]))
-                    continue
+            target = node.target
+            self.node = node
             if self.made:
                 self.made = []
+            if target in recipes:  # a call of the same module was lowered before
+                recipe, args = recipes[target], node.args
+                if len(args) == 1 and not node.kwargs:
+                    self.tensor = op_tensor(node)
+                    self.become(node, recipe[0], (args[0], *recipe[1]))
+                    changed += 1
+                    rows.append(FreezeRow("lower", node.name, "done", "OK", None, "", recipe[2]))
+                    continue
             module = self.module(target)
             if type(module) is nn.FrozenLayer:
                 continue  # it was lowered, and then prepared
             try:
-                into = self.lower(node, module, target)
+                facts = self.question(module)
+                if facts.quick is not None:
+                    simple = facts.quick(facts.base, module.__dict__)
+                    if simple is not None:
+                        operator, text, names, rest = simple
+                        row = lower_layer(node, operator, target, names, module.__dict__, rest, attributes, text)
+                        if row is not None:
+                            changed += 1
+                            rows.append(row)
+                            continue
+                name, self.tensor = node.name, op_tensor(node)  # it may be gone then
+                into = self.lower(facts, node, module, target)
             except _Kept as kept:
                 self.undo()
-                rows.append(FreezeRow("lower", name, "kept", kept.reason, None, kept.hint, None))
+                rows.append(FreezeRow("lower", node.name, "kept", kept.reason, None, kept.hint, None))
             except (NoLowering, AttributeError, KeyError, TypeError, ValueError) as error:
                 # A module with attributes that make no sense: its call says so better.
                 self.undo()
-                rows.append(FreezeRow("lower", name, "kept", "UNSUPPORTED", None, str(error), None))
+                rows.append(FreezeRow("lower", node.name, "kept", "UNSUPPORTED", None, str(error), None))
             else:
                 changed += 1
                 rows.append(FreezeRow("lower", name, "done", "OK", None, "", into))
@@ -187,17 +199,10 @@ class _InPlace:
             self.graph.erase_node(made)
 
     # -- one call ----------------------------------------------------------------------------------------------------
-    def lower(self, node: Any, module: Any, path: str) -> str:
+    def lower(self, facts: _Facts, node: Any, module: Any, path: str) -> str:
         """Changes the node; what it is now."""
-        facts = self.question(module)
         args, kwargs = node.args, node.kwargs
         if len(args) == 1 and not kwargs:
-            if facts.quick is not None:
-                recipe = facts.quick(self, facts.base, module.__dict__, path)
-                if recipe is not None:
-                    self.recipes[path] = recipe
-                    self.become(node, recipe[0], (args[0], *recipe[1]))
-                    return str(recipe[2])
             result = facts.row(self.to, node, module, path, args[0])
             if result is node and facts.same and (not self.made or self.made[0].op == "get_attr"):
                 self.recipes[path] = self.last
@@ -323,7 +328,8 @@ def _pass_on(to: Any, node: Any, module: Any, path: str, input: Any) -> Any:
 
 
 # -- the same as the rows of fx.to_aten, for the layers of which there may be very many; None: not that simple -----------
-_Recipe = tuple[Any, tuple[Any, ...], str]
+#: Operator, its name, members of the module that it takes after the input, and what follows those.
+_Simple = tuple[Any, str, tuple[str, ...], tuple[Any, ...]]
 
 
 def _operator(name: str) -> tuple[Any, str]:
@@ -331,38 +337,35 @@ def _operator(name: str) -> tuple[Any, str]:
     return found, str(found)
 
 
-def _quick_conv(to: _InPlace, cls: Any, state: dict[str, Any], path: str) -> _Recipe | None:
+def _quick_conv(cls: Any, state: dict[str, Any]) -> _Simple | None:
     padding = state["padding"]
     if state["padding_mode"] != "zeros" or type(padding) is not tuple:
         return None
     target, text = _CONV_OPERATORS[cls]
-    parameters = to.array(f"{path}.weight", state["weight"]), to.array(f"{path}.bias", state["bias"])
-    rest = [*state["stride"]], [*padding], [*state["dilation"]], state["groups"]
-    return target, (*parameters, *rest), text
+    return target, text, _WEIGHTS, ([*state["stride"]], [*padding], [*state["dilation"]], state["groups"])
 
 
-def _quick_linear(to: _InPlace, cls: Any, state: dict[str, Any], path: str) -> _Recipe | None:
-    target, text = _LINEAR
-    return target, (to.array(f"{path}.weight", state["weight"]), to.array(f"{path}.bias", state["bias"])), text
+def _quick_linear(cls: Any, state: dict[str, Any]) -> _Simple | None:
+    return _LINEAR
 
 
-def _quick_batch_norm(to: _InPlace, cls: Any, state: dict[str, Any], path: str) -> _Recipe | None:
-    arrays = [(name, state[name]) for name in ("weight", "bias", "running_mean", "running_var")]
+def _quick_batch_norm(cls: Any, state: dict[str, Any]) -> _Simple | None:
     momentum = state["momentum"]
-    if arrays[2][1] is None or arrays[3][1] is None or type(momentum) is not float:
+    if state["running_mean"] is None or state["running_var"] is None or type(momentum) is not float:
         return None
-    target, text = _BATCH_NORM
-    nodes = [to.array(f"{path}.{name}", array) for name, array in arrays]
-    return target, (*nodes, False, momentum, state["eps"], False), text
+    return *_BATCH_NORM, _STATISTICS, (False, momentum, state["eps"], False)
 
 
-def _quick_relu(to: _InPlace, cls: Any, state: dict[str, Any], path: str) -> _Recipe | None:
+def _quick_relu(cls: Any, state: dict[str, Any]) -> _Simple | None:
     return _RELU
 
 
+_WEIGHTS = ("weight", "bias")
+_STATISTICS = (*_WEIGHTS, "running_mean", "running_var")
 _CONV_OPERATORS = {cls: _operator(f"conv{cls.nd}d.default") for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
-_LINEAR, _BATCH_NORM = _operator("linear.default"), _operator("batch_norm.default")
-_RELU: _Recipe = (_operator("relu.default")[0], (), _operator("relu.default")[1])
+_BATCH_NORM = _operator("batch_norm.default")
+_LINEAR: _Simple = (*_operator("linear.default"), _WEIGHTS, ())
+_RELU: _Simple = (*_operator("relu.default"), (), ())
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

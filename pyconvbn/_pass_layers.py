@@ -29,9 +29,7 @@ class _Helper:
     parameter = Parameter
 
     def __init__(self, gm: Any, constants: Constants | None) -> None:
-        self.gm = gm
-        if constants is not None:
-            self.add = constants.add
+        self.gm, self.constants = gm, constants
 
     def drop(self, name: str) -> None:
         """Forget a constant into which more was folded: nobody reads it."""

@@ -134,6 +134,20 @@ def record_strides(gm: GraphModule, inputs: Sequence[Any]) -> None:
         _note(node, value)
 
 
+def needs_strides(gm: GraphModule) -> bool:
+    """Whether anything relies on strides that only a run can tell: inputs of as_strided, outputs not always in C order."""
+    if _as_strided_nodes(gm.graph):
+        return True
+    from .ops import prims
+
+    before = gm.graph._snapshot()
+    try:  # what the pass would say; what it would change is taken back
+        _, rows = _core.pass_output_layout(gm.graph, gm, prims.force_stride_order.default)
+    finally:
+        gm.graph._restore(before)
+    return any(row[3] == "STRIDES_UNKNOWN" for row in rows)
+
+
 # -- the passes --------------------------------------------------------------------------------------------------
 def convert_conv_weights_to_channels_last(gm: GraphModule, *, report: list[FreezeRow] | None = None) -> int:
     """Puts the constant weights of 2-D convolutions into channels_last, in place: before freezing, on request.

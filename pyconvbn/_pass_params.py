@@ -119,8 +119,9 @@ def replace_params_with_constants(
     placeholders = graph.find_nodes(op="placeholder")
     params, names = _params(gm, flat_params, placeholders)
     given = _given(metadata, len(params), len(placeholders))
+    attributes = gm.__dict__
     known = {
-        id(value): name for name, value in gm.__dict__.items() if name.startswith(STEM) and name[len(STEM) :].isdigit()
+        id(attributes[name]): name for name in _core.constant_names(attributes, STEM) if name[len(STEM) :].isdigit()
     }
     with all_or_nothing(gm) as constants:
         _, rows = _core.pass_params(graph, gm, constants, known, params, given)

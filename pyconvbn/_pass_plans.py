@@ -74,12 +74,14 @@ def prepare_layers(
 
 def _drop_unused(gm: Any) -> None:
     """Removes the constants of freezing that no node reads."""
-    names = [name for name in vars(gm) if name.startswith(STEM)]
-    if names:
-        used = {node.target.partition(".")[0] for node in gm.graph._find("get_attr", None)}
-        for name in names:
-            if name not in used and isinstance(vars(gm)[name], np.ndarray):
-                delattr(gm, name)
+    attributes, kinds, not_saved = gm.__dict__, gm._kinds, gm._not_saved
+    names = _core.constant_names(attributes, STEM)
+    for name in _core.constants_unused(gm.graph, names) if names else ():
+        if isinstance(attributes[name], np.ndarray):  # what delattr does, which is not quick
+            del attributes[name]
+            kinds.pop(name, None)
+            if not_saved:
+                not_saved.discard(name)
 
 
 class _Refused(Exception):
@@ -96,15 +98,23 @@ class _Layers:
         self.batched = batched
         self.targets: dict[Any, str] = {}  # what a layer is -> its name
         self.plans: dict[Any, Plan] = {}  # what its plan is -> the plan
-        self.owners: list[Any] = []  # keeps arrays alive whose ids are in keys
-        self.refused: dict[str, tuple[Any, ...]] = {}  # name of a node -> its row
+        self.owners: list[Any] = []  # keeps alive what has its id in a key
+        self.texts: dict[int, str] = {}  # id of a geometry -> its repr: equal calls mostly have the very same dict
+        self.arguments: dict[Any, dict[str, Any]] = {}  # of Plan, for a kind, an id of a geometry and a number of axes
+        cls = type(gm)
+        self.taken = None if hasattr(cls, "__getattr__") else frozenset(dir(cls))  # None: hasattr must be asked
+        self.refused: dict[str, FreezeRow] = {}  # name of a node -> its row
 
     def make(
         self, name: str, kind: str, arrays: tuple[Any, ...], geometry: dict[str, Any], activation: Any, residual: bool,
         itemsize: int, shape: tuple[int, ...] | None, eps: float,
     ) -> str | None:
         """The target of the layer that a node becomes; None: it cannot be one, `refused` says why."""
-        key = (*map(id, arrays), kind, repr(geometry), activation, itemsize, shape, eps)
+        text = self.texts.get(id(geometry))
+        if text is None:
+            text = self.texts[id(geometry)] = repr(geometry)
+            self.owners.append(geometry)
+        key = (*map(id, arrays), kind, text, activation, itemsize, shape, eps)
         ndim = arrays[0].ndim if name in self.batched else None
         target = self.targets.get((key, residual, ndim))
         if target is not None:
@@ -116,7 +126,12 @@ class _Layers:
                 if normalises:
                     plan = _batch_norm_plan(arrays, activation, itemsize, shape, eps)
                 else:
-                    plan = _layer_plan(kind, arrays[0], arrays[1], geometry, activation, shape)
+                    weight = np.ascontiguousarray(np.asarray(arrays[0]).T) if kind == "product" else arrays[0]
+                    asked = kind, id(geometry), weight.ndim
+                    arguments = self.arguments.get(asked)
+                    if arguments is None:
+                        arguments = self.arguments[asked] = _plan_arguments(kind, weight.ndim, geometry)
+                    plan = Plan(weight, arrays[1], **arguments, activation=activation, input_shape=shape)
         except _Refused as refused:
             self.refuse(name, refused.reason, refused.hint)
             return None
@@ -135,12 +150,14 @@ class _Layers:
         return target
 
     def refuse(self, name: str, reason: str, hint: str) -> None:
-        self.refused[name] = ("plan", name, "kept", reason, None, hint, None)
+        self.refused[name] = FreezeRow("plan", name, "kept", reason, None, hint, None)
 
     def free_name(self, name: str) -> str:
-        stem = name.lstrip("_") if name.lstrip("_").isidentifier() else name
+        plain = name.lstrip("_")
+        stem = plain if plain.isidentifier() else name
         candidate, count = stem, 0
-        while hasattr(self.gm, candidate):
+        attributes = self.gm.__dict__
+        while (candidate in attributes or candidate in self.taken) if self.taken else hasattr(self.gm, candidate):
             candidate = f"{stem}_plan" if count == 0 else f"{stem}_plan_{count}"
             count += 1
         return candidate
@@ -158,14 +175,11 @@ def _one_or_all(value: Any, nd: int) -> Any:
     return value
 
 
-def _layer_plan(
-    kind: str, weight: NDArray[Any], bias: Any, geometry: dict[str, Any], activation: Any, shape: Any
-) -> Plan:
-    if kind == "product":
-        weight = np.ascontiguousarray(np.asarray(weight).T)
-    nd = weight.ndim - 2
+def _plan_arguments(kind: str, ndim: int, geometry: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of Plan for a weight of so many axes."""
+    nd = ndim - 2
     if kind == "linear" and nd != 0:
-        raise _Refused("UNSUPPORTED", f"its weight has {weight.ndim} axes, not 2")
+        raise _Refused("UNSUPPORTED", f"its weight has {ndim} axes, not 2")
     arguments = {name: _one_or_all(value, nd) for name, value in geometry.items()}
     if kind == "conv_transpose":
         arguments["transposed"] = True
@@ -173,7 +187,7 @@ def _layer_plan(
         del arguments["output_padding"]
     elif kind == "convolution":
         arguments["transposed"] = True
-    return Plan(weight, bias, **arguments, activation=activation, input_shape=shape)
+    return arguments
 
 
 def _batch_norm_plan(

@@ -8,31 +8,23 @@ import gc
 from collections.abc import Iterator
 from typing import Any
 
+from . import _core
 from .freeze_report import FreezeRow
 
 #: How the arrays are called that freezing makes: `_frozen_param0`, `_frozen_param1`, ...
 STEM = "_frozen_param"
 
 
-class Constants:
-    """Arrays that a step makes, as buffers of a GraphModule, to be taken away again if the step fails."""
+class Constants(_core.ConstantStore):
+    """Arrays that a step makes, as buffers of a GraphModule, to be taken away again if the step fails.
+
+    `add(array)` gives the name under which the graph's get_attr nodes find the array from then on: what register_buffer
+    does, without its checks, since there may be thousands.
+    """
 
     def __init__(self, gm: Any) -> None:
+        super().__init__(gm.__dict__, gm._kinds, STEM)
         self.gm = gm
-        self.names: list[str] = []
-        self._next = 0
-
-    def add(self, array: Any) -> str:
-        """The name under which the graph's get_attr nodes find `array` from now on."""
-        attributes = self.gm.__dict__
-        while (name := f"{STEM}{self._next}") in attributes:
-            self._next += 1
-        self._next += 1
-        # What register_buffer does, without its checks: there may be thousands.
-        attributes[name] = array
-        self.gm._kinds[name] = "buffer"
-        self.names.append(name)
-        return name
 
     def take_back(self) -> None:
         """Remove all that was added."""
@@ -57,7 +49,7 @@ def all_or_nothing(gm: Any) -> Iterator[Constants]:
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """No garbage is collected meanwhile: a step makes thousands of objects that stay, and each collection looks at all."""
+    """No garbage is collected meanwhile: a step makes thousands of objects that stay, each collection looks at all."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -67,7 +59,7 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def add_rows(report: list[FreezeRow] | None, rows: list[tuple[Any, ...]]) -> None:
-    """Append the rows that a step of _core gave to the caller's list, if there is one."""
+def add_rows(report: list[FreezeRow] | None, rows: list[FreezeRow]) -> None:
+    """Append the rows of a step to the caller's list, if there is one."""
     if report is not None:
-        report.extend([FreezeRow(*row) for row in rows])
+        report.extend(rows)

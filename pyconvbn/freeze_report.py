@@ -6,7 +6,7 @@ from __future__ import annotations
 import html
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields
 from typing import Any, Literal, NamedTuple
 
 from . import _core
@@ -62,6 +62,9 @@ class FreezeRow(NamedTuple):
     blocking: str | None = None
     hint: str = ""
     into: str | None = None
+
+
+_core.freeze_row_class(FreezeRow)
 
 
 class FreezeReport(Sequence[FreezeRow]):
@@ -307,6 +310,10 @@ def _cut(names: list[str], room: int = _SHOWN) -> str:
     return f"{text}, ... and {len(names) - room} more" if len(names) > room else text
 
 
+_GONE = frozenset({"cse", "constant", "dead"})
+_NEW_NODE = [field.name for field in fields(FoldRow)].index("new_node")
+
+
 def merge_folds(before: FoldReport, after: FoldReport, rows: list[FreezeRow]) -> FoldReport:
     """One row for each BatchNorm that a graph had, from what the single steps said.
 
@@ -319,14 +326,11 @@ def merge_folds(before: FoldReport, after: FoldReport, rows: list[FreezeRow]) ->
         The rows of `before` in order, then those that only `after` has. What a step merged, computed or dropped is
         "removed", with the node that gives the value; what folding kept and a plan took over is "planned".
     """
-    went: dict[str, FreezeRow] = {}
-    plans: dict[str, FreezeRow] = {}
-    for row in rows:
-        if row.outcome == "done" and row.step in ("cse", "constant", "dead"):
-            went[row.node] = row
-        elif row.outcome == "done" and row.step == "plan":
-            plans[row.node] = row
-    folded = {row.node: row for row in after}
+    # Tuples throughout, in the order of the fields: making a FoldRow takes longer than folding.
+    made = [row for row in rows if row[2] == "done"]
+    went = {row[1]: row for row in made if row[0] in _GONE}
+    plans = {row[1]: row for row in made if row[0] == "plan"}
+    folded = {row[0]: row for row in after._tuples()}
 
     def gives(name: str | None) -> str | None:
         """The node that has the value of `name` in the end."""
@@ -335,30 +339,34 @@ def merge_folds(before: FoldReport, after: FoldReport, rows: list[FreezeRow]) ->
             seen.add(name)
             if name in went:
                 name = went[name].into
-            elif name in folded and folded[name].new_node is not None:
-                name = folded[name].new_node
+            elif name in folded and folded[name][_NEW_NODE] is not None:
+                name = folded[name][_NEW_NODE]
             elif name in plans and plans[name].into is not None:
                 name = plans[name].into
             else:
                 break
         return name
 
-    def merged(first: FoldRow) -> FoldRow:
-        row = folded.get(first.node)
-        if row is None or (row.outcome == "kept" and first.node in went):
-            how = went.get(first.node)
+    def merged(first: tuple[Any, ...]) -> tuple[Any, ...]:
+        name = first[0]
+        row = folded.get(name)
+        if row is None or (row[2] == "kept" and name in went):
+            how = went.get(name)
             hint = "the graph does not have it any more"
             if how is not None and how.step == "cse":
                 hint = f"it computed the same as {how.into}"
             elif how is not None:
                 hint = "its value is a constant" if how.step == "constant" else "nobody used it"
-            return replace(first, outcome="removed", reason="OK", blocking=None, hint=hint, new_node=gives(first.node)
-                           if how is not None and how.step != "dead" else None)
+            new_node = gives(name) if how is not None and how.step != "dead" else None
+            return (*first[:2], "removed", "OK", None, hint, *first[6:_NEW_NODE], new_node, *first[_NEW_NODE + 1 :])
+        outcome, new_node = row[2], row[_NEW_NODE]
+        if outcome == "kept" and name in plans:
+            outcome, new_node = "planned", plans[name].into or name
         # The module and the form as the user wrote them: lowering made all of them operators.
-        row = replace(row, target=first.target if first.target is not None else row.target, form=first.form)
-        if row.outcome == "kept" and first.node in plans:
-            return replace(row, outcome="planned", new_node=plans[first.node].into or first.node)
-        return row
+        target = row[1] if first[1] is None else first[1]
+        return (name, target, outcome, *row[3:6], first[6], *row[7:_NEW_NODE], new_node, *row[_NEW_NODE + 1 :])
 
-    known = {row.node for row in before}
-    return FoldReport([*map(merged, before), *(merged(row) for row in after if row.node not in known)])
+    known = before._tuples()
+    names = {row[0] for row in known}
+    new = [row for row in after._tuples() if row[0] not in names]
+    return FoldReport._from_core([merged(row) for row in known + new])

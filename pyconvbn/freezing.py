@@ -23,9 +23,9 @@ from . import _core, config, nn, passes
 from ._erased import ErasedArray, discard_traced_gm_params, invalidate_eager_modules
 from ._lower import lower_modules
 from ._pass_layers import fold_layers
-from ._pass_layout import record_strides
+from ._pass_layout import needs_strides, record_strides
 from ._pass_plans import prepare_layers
-from ._pass_run import STEM
+from ._pass_run import STEM, no_collection
 from ._save import load, save
 from .freeze_report import FreezeReport, FreezeRow, merge_folds
 from .fx.graph_module import GraphModule, resolve
@@ -55,7 +55,7 @@ def freeze(
             placeholders (`fx.to_aten(gm, lift_params=True)`). It is not changed.
         example_inputs: an array, or a sequence of arrays, as `gm` is called with (those behind the parameters will do).
             Shapes decide what can be folded into linear layers and which additions are residuals; without them layers
-            choose their algorithm at the first call. The graph runs once on copies, to learn the strides of its outputs.
+            choose their algorithm at the first call. Where strides of outputs matter the graph runs once, on copies.
         discard_parameters: give the memory of the parameters back: those of `gm` and of the module it was traced from
             become `ErasedArray`. None: `pyconvbn.config.freezing_discard_parameters`.
 
@@ -80,20 +80,26 @@ def freeze(
     """
     passes._check(gm)
     discard = config.freezing_discard_parameters if discard_parameters is None else bool(discard_parameters)
+    with no_collection():
+        return _freeze(gm, example_inputs, discard)
+
+
+def _freeze(gm: GraphModule, example_inputs: Any, discard: bool) -> tuple[GraphModule, list[int]]:
     work = copy.copy(gm)
     work.__dict__.pop("report", None)  # of an earlier freezing
     before = FoldReport._from_core(_core.pass_fuse_plan(work.graph, work, ()))
     rows: list[FreezeRow] = []
     if example_inputs is not None:
         inputs = _all_inputs(work, example_inputs)
-        record_strides(work, inputs)
         lower_modules(work, report=rows)
         rows[:] = [row for row in rows if row.outcome == "done"]  # what is left is asked again, with shapes
         _infer_shapes(work, inputs)
     lower_modules(work, report=rows)
+    if example_inputs is not None and needs_strides(work):
+        record_strides(work, inputs)
     passes.view_to_reshape(work, report=rows)
     preserved = passes.replace_params_with_constants(work, report=rows)
-    borrowed = {name for name in vars(work) if name.startswith(STEM)}  # what later steps add are arrays of their own
+    borrowed = set(_core.constant_names(vars(work), STEM))  # what later steps add are arrays of their own
     _remove_dead(work, rows)
     passes.cse(work, report=rows)
     passes.constant_fold(work, report=rows)
@@ -158,10 +164,8 @@ def _infer_shapes(gm: GraphModule, inputs: Sequence[Any]) -> None:
 
 
 def _remove_dead(gm: GraphModule, rows: list[FreezeRow]) -> None:
-    names = [node.name for node in gm.graph.nodes if node.op != "get_attr"]
-    if passes.dce(gm):
-        alive = {node.name for node in gm.graph.nodes}
-        rows += [FreezeRow("dead", name, "done", "OK") for name in names if name not in alive]
+    """Without a snapshot: the graph is freezing's own."""
+    rows += _core.freeze_dead(gm.graph, gm)[1]
 
 
 def _private(array: Any) -> Any:
@@ -173,29 +177,34 @@ def _private(array: Any) -> Any:
 
 def _own_constants(gm: GraphModule, borrowed: set[str]) -> None:
     """Constants that still are somebody else's arrays become copies: what the owner writes later must not matter."""
-    copies: dict[int, Any] = {}
     for name in borrowed & vars(gm).keys():
         value = vars(gm)[name]
         if isinstance(value, np.ndarray):
             gm.__dict__[name] = _private(value)
-    literals = _core.freeze_literals(gm.graph)
-    if not literals:
+    literals = [node for node in _core.freeze_literals(gm.graph) if node.op != "output"]
+    arrays: dict[int, Any] = {}
+
+    def collect(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            arrays[id(value)] = value
+        return value
+
+    for node in literals:
+        map_aggregate((node.args, node.kwargs), collect)
+    if not arrays:
         return
-    answers = _core.graph_effects(gm.graph, gm, [("returned", node) for node in literals])
+    questions = [q for value in arrays.values() for q in (("writer", value, None, None), ("returned", value))]
+    answers = iter(_core.graph_effects(gm.graph, gm, questions))
+    mine = {
+        key: value if writer is not None or returned else _private(value)
+        for (key, value), writer, returned in zip(arrays.items(), answers, answers, strict=True)
+    }
 
     def own(value: Any) -> Any:
-        if not isinstance(value, np.ndarray):
-            return value
-        if id(value) not in copies:
-            (writer,) = _core.graph_effects(gm.graph, gm, [("writer", value, None, None)])
-            copies[id(value)] = value if writer is not None else _private(value)
-            alive.append(value)
-        return copies[id(value)]
+        return mine[id(value)] if isinstance(value, np.ndarray) else value
 
-    alive: list[Any] = []  # so that ids stay theirs
-    for node, returned in zip(literals, answers, strict=True):
-        if not returned and node.op != "output":
-            node.args, node.kwargs = map_aggregate(node.args, own), map_aggregate(node.kwargs, own)
+    for node in literals:
+        node.args, node.kwargs = map_aggregate(node.args, own), map_aggregate(node.kwargs, own)
 
 
 def _shared_arrays(frozen: GraphModule) -> Iterator[Any]:

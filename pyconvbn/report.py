@@ -344,3 +344,9 @@ on it.
         report = cls()
         report._core_rows = rows
         return report
+
+    def _tuples(self) -> list[tuple[Any, ...]]:
+        """The rows as tuples of FoldRow's fields."""
+        if self._core_rows is not None:
+            return self._core_rows
+        return [tuple([getattr(row, name) for name in FoldRow.__slots__]) for row in self._rows]

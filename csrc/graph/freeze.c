@@ -70,3 +70,19 @@ cbn_status cbn_freeze_keep(cbn_freeze *f, cbn_freeze_step step, cbn_freeze_reaso
                                     .into = CBN_STR_NONE,
                                     .hint = hint});
 }
+
+cbn_status cbn_freeze_resolve(const cbn_freeze *f, cbn_node_id node, cbn_host *out) {
+    const cbn_value *target = &cbn_graph_node(f->g, node)->target;
+    *out = NULL;
+    if (f->root == NULL || target->tag != CBN_V_STR) return CBN_OK;
+    cbn_graph_lock(f->g);
+    const char *path = cbn_graph_str(f->g, target->u.str, NULL);
+    const cbn_status status = cbn_graph_host(f->g)->resolve(f->root, path, out, f->err);
+    cbn_graph_unlock(f->g);
+    return status;
+}
+
+bool cbn_is_as_strided(cbn_opcode opcode) {
+    return opcode == CBN_OP_ATEN_AS_STRIDED_DEFAULT || opcode == CBN_OP_ATEN_AS_STRIDED__DEFAULT ||
+           opcode == CBN_OP_ATEN_AS_STRIDED_SCATTER_DEFAULT;
+}

@@ -100,4 +100,10 @@ typedef struct cbn_freeze {
 CBN_NODISCARD cbn_status cbn_freeze_done(cbn_freeze *f, cbn_freeze_step step, cbn_node_id node, cbn_str into);
 CBN_NODISCARD cbn_status cbn_freeze_keep(cbn_freeze *f, cbn_freeze_step step, cbn_freeze_reason reason,
                                          cbn_node_id node, cbn_node_id blocking, const char *hint);
+
+/* What a get_attr or call_module node names, borrowed; NULL: nothing is found. Host code may run: the graph is locked
+ * meanwhile. */
+CBN_NODISCARD cbn_status cbn_freeze_resolve(const cbn_freeze *f, cbn_node_id node, cbn_host *out);
+/* The operators that read memory by the strides they are given. */
+bool cbn_is_as_strided(cbn_opcode opcode);
 #endif

@@ -51,6 +51,8 @@ typedef struct cbn_tensor_meta {
     uint8_t itemsize; /* bytes */
     int64_t shape[CBN_MAX_DIMS];
 } cbn_tensor_meta;
+/* A copy to be changed. Not by assignment: a node's shape has memory for its own axes only. */
+cbn_tensor_meta cbn_tensor_copy(const cbn_tensor_meta *t);
 
 /* Arguments of a node: args[0..nargs), then nkw pairs (STR key, value). Immutable, reference-counted. */
 typedef struct cbn_args {

@@ -193,6 +193,12 @@ void cbn_tensor_release(cbn_graph *g, cbn_tensor_meta *t) {
     if (t && --t->refs == 0) cbn_cell_put(g, CBN_CELL_TENSOR, tensor_units(t->ndim), t);
 }
 
+cbn_tensor_meta cbn_tensor_copy(const cbn_tensor_meta *t) {
+    cbn_tensor_meta copy = {.ndim = t->ndim, .kind = t->kind, .itemsize = t->itemsize};
+    if (t->ndim > 0) memcpy(copy.shape, t->shape, (size_t)t->ndim * sizeof t->shape[0]);
+    return copy;
+}
+
 cbn_status cbn_graph_set_tensor(cbn_graph *g, cbn_node_id id, const cbn_tensor_meta *meta, cbn_error *err) {
     CBN_TRY(cbn_node_check(g, id, "node", err));
     cbn_tensor_meta *t = NULL;

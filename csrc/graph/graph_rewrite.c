@@ -380,7 +380,7 @@ static cbn_status give_roles(cbn_rewrite *rw, const cbn_value *row, cbn_rewrite_
             result->metas[k] = node->meta;
         }
         if (returned && node->tensor != NULL) {
-            const cbn_tensor_meta tensor = *node->tensor;
+            const cbn_tensor_meta tensor = cbn_tensor_copy(node->tensor);
             CBN_TRY(cbn_graph_set_tensor(rw->g, result->nodes[k], &tensor, err));
         }
     }

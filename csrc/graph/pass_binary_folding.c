@@ -305,10 +305,16 @@ static cbn_status ask_weights(interview *v, bool *done) {
 static cbn_status ask_one_memory(interview *v, cbn_node_id node, cbn_host array, bool *done) {
     cbn_effects *e = v->k->c.effects;
     cbn_node_id writer = 0;
-    if (node != 0) writer = cbn_effects_writer(e, node, 0, 0);
-    else CBN_TRY(cbn_effects_array_writer(e, array, 0, 0, &writer, v->k->err));
+    bool returned = false;
+    if (node != 0) {
+        writer = cbn_effects_writer(e, node, 0, 0);
+        returned = cbn_effects_returned(e, node);
+    } else {
+        CBN_TRY(cbn_effects_array_writer(e, array, 0, 0, &writer, v->k->err));
+        CBN_TRY(cbn_effects_array_returned(e, array, &returned, v->k->err));
+    }
     if (writer != 0) *done = keep_it(v, CBN_FREEZE_MUTATED, writer, NULL);
-    else if (node != 0 && cbn_effects_returned(e, node)) *done = keep_it(v, CBN_FREEZE_ALIASES_OUTPUT, node, NULL);
+    else if (returned) *done = keep_it(v, CBN_FREEZE_ALIASES_OUTPUT, node, NULL);
     return CBN_OK;
 }
 
@@ -336,10 +342,12 @@ static cbn_status ask_shared(interview *v, bool *done) {
     if (!is_array || info.lo == info.hi) return CBN_OK;
     const cbn_node_id own = w->node != 0 ? w->node : v->how->layer;
     if (cbn_memory_uses_count(&k->uses, k->g, info.lo, own, &who) <= 1) return CBN_OK;
-    for (uint32_t e = cbn_graph_node(k->g, w->node)->first_user; w->node != 0 && e != 0;
+    cbn_node_id other = 0; /* the first one: thousands may share a weight */
+    for (uint32_t e = w->node == 0 ? 0 : cbn_graph_node(k->g, w->node)->first_user; other == 0 && e != 0;
          e = cbn_graph_edge(k->g, e)->next_user) {
-        if (cbn_graph_edge(k->g, e)->user != v->how->layer) who = cbn_graph_edge(k->g, e)->user;
+        if (cbn_graph_edge(k->g, e)->user != v->how->layer) other = cbn_graph_edge(k->g, e)->user;
     }
+    if (other != 0) who = other;
     k->shared = true;
     *done = keep_it(v, CBN_FREEZE_WEIGHT_SHARED, who, NULL);
     return CBN_OK;

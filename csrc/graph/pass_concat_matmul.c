@@ -106,11 +106,6 @@ static cbn_status find_products(pass *p) {
     return CBN_OK;
 }
 
-static bool is_as_strided(cbn_opcode opcode) {
-    return opcode == CBN_OP_ATEN_AS_STRIDED_DEFAULT || opcode == CBN_OP_ATEN_AS_STRIDED__DEFAULT ||
-           opcode == CBN_OP_ATEN_AS_STRIDED_SCATTER_DEFAULT;
-}
-
 /* One look at every node: how many have each class of memory, which classes as_strided reads. */
 static cbn_status look_at_memory(pass *p) {
     cbn_graph *g = p->f->g;
@@ -125,7 +120,7 @@ static cbn_status look_at_memory(pass *p) {
         const cbn_node *node = cbn_graph_node(g, id);
         const uint32_t class = cbn_effects_class(p->effects, id);
         if (class != UINT32_MAX && (p->memory[class] & ~STRIDED) < 2) p->memory[class]++;
-        if (!is_as_strided(node->opcode)) continue;
+        if (!cbn_is_as_strided(node->opcode)) continue;
         for (uint32_t edge = node->first_input; edge != 0; edge = cbn_graph_edge(g, edge)->next_input) {
             const uint32_t read = cbn_effects_class(p->effects, cbn_graph_edge(g, edge)->producer);
             if (read != UINT32_MAX) p->memory[read] |= STRIDED;
@@ -154,13 +149,10 @@ static cbn_status constant(pass *p, product *q, const cbn_value *v, cbn_node_id 
         keep(q, CBN_FREEZE_NONCONST, *node, NULL);
         return CBN_OK;
     }
-    cbn_host object = NULL;
+    cbn_host object;
     bool is_array = false;
     cbn_graph_lock(g); /* host code may run */
-    cbn_status status = CBN_OK;
-    if (p->f->root != NULL && n->target.tag == CBN_V_STR) {
-        status = p->vt->resolve(p->f->root, cbn_graph_str(g, n->target.u.str, NULL), &object, p->f->err);
-    }
+    cbn_status status = cbn_freeze_resolve(p->f, *node, &object);
     if (status == CBN_OK && object != NULL && p->host->ndarray(object, p->host->arg)) {
         status = p->vt->array(object, info, &is_array, p->f->err);
     }
@@ -432,7 +424,7 @@ static cbn_status rewrite(pass *p, uint32_t first) {
     const int64_t width = q->w.shape[q->form.rows ? 0 : 1];
     const cbn_tensor_meta *t = cbn_graph_node(g, q->id)->tensor;
     if (t != NULL && t->ndim > 0) {
-        cbn_tensor_meta m = *t;
+        cbn_tensor_meta m = cbn_tensor_copy(t);
         m.shape[m.ndim - 1] = width * n;
         CBN_TRY(cbn_graph_set_tensor(g, whole, &m, p->f->err));
     }

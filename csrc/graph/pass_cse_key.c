@@ -9,18 +9,8 @@ enum { TAG_OF_TEXT = 0xfe }; /* a default string that the graph has never seen *
 static const char UNKNOWN_MODULE[] = "a module of a class that is not known, or with hooks: its call may do anything";
 
 /* ---- host objects ------------------------------------------------------------------------------------------------ */
-static cbn_status resolve(cbn_cse *c, cbn_node_id id) {
-    const cbn_node *node = cbn_graph_node(c->g, id);
-    if (c->f->root == NULL || node->target.tag != CBN_V_STR) return CBN_OK;
-    cbn_graph_lock(c->g);
-    const cbn_status status = cbn_graph_host(c->g)->resolve(
-        c->f->root, cbn_graph_str(c->g, node->target.u.str, NULL), &c->object[id], c->f->err);
-    cbn_graph_unlock(c->g);
-    return status;
-}
-
 cbn_status cbn_cse_read_attr(cbn_cse *c, cbn_node_id id) {
-    CBN_TRY(resolve(c, id));
+    CBN_TRY(cbn_freeze_resolve(c->f, id, &c->object[id]));
     c->holds_objects[id] = true;
     if (c->object[id] == NULL) return CBN_OK;
     const cbn_host_vtable *host = cbn_graph_host(c->g);
@@ -190,7 +180,7 @@ static uint64_t hash_target(const cbn_cse *c, const cbn_node *node) {
 }
 
 static cbn_status read_module(cbn_cse *c, cbn_cse_key *key) {
-    CBN_TRY(resolve(c, key->id));
+    CBN_TRY(cbn_freeze_resolve(c->f, key->id, &c->object[key->id]));
     const cbn_node *node = cbn_graph_node(c->g, key->id);
     const cbn_host module = c->object[key->id];
     uint64_t h = cbn_hash_word(cbn_hash_word(c->keys.seed, node->op), (uint64_t)(uintptr_t)module);

@@ -221,18 +221,25 @@ static void keep_pair(cbn_conv_bn_pair *p, cbn_fold_reason reason, cbn_node_id b
 }
 
 /* What a fold for good needs beyond what folding into a copy does. */
-static void ask_more(cbn_layer_folder *k, cbn_conv_bn_pair *p) {
-    if (p->reason != CBN_REASON_OK) return;
+static cbn_status ask_more(cbn_layer_folder *k, cbn_conv_bn_pair *p) {
+    if (p->reason != CBN_REASON_OK) return CBN_OK;
     if (k->c.bn.module) {
         keep_pair(p, CBN_REASON_UNSUPPORTED_BN_OP, p->conv, "the modules were not written as operators");
-        return;
+        return CBN_OK;
     }
     for (int i = 0; i < P_COUNT; i++) {
-        const cbn_node_id node = k->c.p[i].node;
-        if (node == 0 || !cbn_effects_returned(k->c.effects, node)) continue;
-        keep_pair(p, CBN_REASON_NONCONST_PARAM, node, "the graph returns its memory, which the caller may write");
-        return;
+        const cbn_pair_param *param = &k->c.p[i];
+        bool returned = false;
+        if (param->node != 0) returned = cbn_effects_returned(k->c.effects, param->node);
+        else if (param->state == PARAM_CONSTANT) {
+            CBN_TRY(cbn_effects_array_returned(k->c.effects, param->array, &returned, k->err));
+        }
+        if (!returned) continue;
+        keep_pair(p, CBN_REASON_NONCONST_PARAM, param->node,
+                  "the graph returns its memory, which the caller may write");
+        return CBN_OK;
     }
+    return CBN_OK;
 }
 
 static cbn_status fold_bn(cbn_layer_folder *k, cbn_conv_bn_pair *p, cbn_folded *made, cbn_fold_layer *layer) {
@@ -269,7 +276,7 @@ static cbn_status visit_bn(cbn_layer_folder *k, cbn_node_id id) {
     cbn_folded made = {0};
     cbn_fold_layer layer = {0};
     const bool one = k->pairs.count == 1 && p->inside == CBN_STR_NONE;
-    if (one) ask_more(k, p);
+    if (one) CBN_TRY(ask_more(k, p));
     if (one && p->reason == CBN_REASON_OK) CBN_TRY(fold_bn(k, p, &made, &layer));
     cbn_fold_report rows;
     CBN_TRY(cbn_pairs_report(k->g, &k->pairs, CBN_OUTCOME_FOLDED, &rows, k->err));

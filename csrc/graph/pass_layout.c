@@ -142,17 +142,12 @@ static cbn_status input_layout(cbn_freeze *f, const cbn_layout_host *host, const
     return cbn_freeze_done(f, CBN_STEP_INPUT_LAYOUT, id, cbn_graph_node(g, forced)->name);
 }
 
-static bool is_as_strided(cbn_opcode opcode) {
-    return opcode == CBN_OP_ATEN_AS_STRIDED_DEFAULT || opcode == CBN_OP_ATEN_AS_STRIDED__DEFAULT ||
-           opcode == CBN_OP_ATEN_AS_STRIDED_SCATTER_DEFAULT;
-}
-
 cbn_status cbn_pass_input_layout(cbn_freeze *f, const cbn_layout_host *host) {
     const place here = place_save(f->g);
     cbn_effects *effects = NULL;
     cbn_status status = CBN_OK;
     for (cbn_node_id id = cbn_graph_first(f->g); status == CBN_OK && id != 0; id = cbn_graph_next(f->g, id)) {
-        if (!is_as_strided(cbn_graph_node(f->g, id)->opcode)) continue;
+        if (!cbn_is_as_strided(cbn_graph_node(f->g, id)->opcode)) continue;
         if (effects == NULL) status = cbn_effects_build(f->g, f->root, &effects, f->err);
         if (status == CBN_OK) status = input_layout(f, host, effects, id);
     }
@@ -192,15 +187,14 @@ static cbn_status memory_look(cbn_freeze *f, memory *m) {
     return CBN_OK;
 }
 
-static cbn_status is_frozen_layer(cbn_freeze *f, const cbn_node *n, bool *out) {
-    const cbn_host_vtable *vt = cbn_graph_host(f->g);
-    if (n->op != CBN_NODE_CALL_MODULE || f->root == NULL || n->target.tag != CBN_V_STR) return CBN_OK;
+static cbn_status is_frozen_layer(cbn_freeze *f, cbn_node_id id, bool *out) {
+    if (cbn_graph_node(f->g, id)->op != CBN_NODE_CALL_MODULE) return CBN_OK;
     cbn_host module;
     cbn_module_info info;
     cbn_graph_lock(f->g); /* host code may run */
-    cbn_status status = vt->resolve(f->root, cbn_graph_str(f->g, n->target.u.str, NULL), &module, f->err);
+    cbn_status status = cbn_freeze_resolve(f, id, &module);
     const bool found = status == CBN_OK && module != NULL;
-    if (found) status = vt->module(module, &info, f->err);
+    if (found) status = cbn_graph_host(f->g)->module(module, &info, f->err);
     cbn_graph_unlock(f->g);
     *out = found && status == CBN_OK && info.kind == CBN_MODULE_FROZEN && !info.hooked;
     return status;
@@ -215,6 +209,11 @@ static bool gives_c_order(const cbn_graph *g, cbn_node_id id) {
     if (op == NULL || op->effect != CBN_EFFECT_PURE || cbn_op_bind(g, id, &b, &ignored) != CBN_OK) return false;
     const cbn_value *out = cbn_bound_get(&b, "out");
     if (out != NULL && out->tag != CBN_V_NONE) return false;
+    if (opcode == CBN_OP_ATEN_CLONE_DEFAULT) {
+        const cbn_value *format = cbn_bound_get(&b, "memory_format");
+        return format != NULL && format->tag == CBN_V_STR &&
+               strcmp(cbn_graph_str(g, format->u.str, NULL), "contiguous_format") == 0;
+    }
     switch (op->family) {
     case CBN_FAMILY_CONV:
     case CBN_FAMILY_CONV_TRANSPOSE:
@@ -255,7 +254,7 @@ static cbn_status output_layout(cbn_freeze *f, const cbn_layout_host *host, memo
     if (s.ndim == CBN_STRIDES_UNKNOWN || is_c_order(&s)) {
         /* It has them in any case. Unknown are those of a layer that BatchNorm or arithmetic was folded into: C order. */
         bool layer = false;
-        CBN_TRY(is_frozen_layer(f, cbn_graph_node(g, id), &layer));
+        CBN_TRY(is_frozen_layer(f, id, &layer));
         if (layer || gives_c_order(g, id)) return CBN_OK;
     }
     if (s.ndim < 0) {
@@ -364,16 +363,13 @@ static cbn_status clone(cbn_freeze *f, const cbn_layout_host *host, cbn_node_id 
 /* The array that a get_attr node of the weight names, or NULL. */
 static cbn_status array_of(cbn_freeze *f, const cbn_layout_host *host, cbn_node_id id, cbn_host *out,
                            cbn_array_info *info) {
-    const cbn_host_vtable *vt = cbn_graph_host(f->g);
-    const cbn_node *n = cbn_graph_node(f->g, id);
     *out = NULL;
-    if (f->root == NULL || n->target.tag != CBN_V_STR) return CBN_OK;
-    cbn_host object = NULL;
+    cbn_host object;
     bool is_array = false;
     cbn_graph_lock(f->g); /* host code may run */
-    cbn_status status = vt->resolve(f->root, cbn_graph_str(f->g, n->target.u.str, NULL), &object, f->err);
+    cbn_status status = cbn_freeze_resolve(f, id, &object);
     if (status == CBN_OK && object != NULL && host->ndarray(object)) {
-        status = vt->array(object, info, &is_array, f->err);
+        status = cbn_graph_host(f->g)->array(object, info, &is_array, f->err);
     }
     cbn_graph_unlock(f->g);
     if (status == CBN_OK && is_array) *out = object;

@@ -47,7 +47,10 @@ static cbn_status literal_constant(planner *p, cbn_host h, constant *out, refusa
     }
     cbn_node_id writer;
     CBN_TRY(cbn_effects_array_writer(p->effects, h, 0, 0, &writer, p->f->err));
+    bool returned;
+    CBN_TRY(cbn_effects_array_returned(p->effects, h, &returned, p->f->err));
     if (writer != 0) refuse(why, CBN_FREEZE_MUTATED, writer, NULL);
+    else if (returned) refuse(why, CBN_FREEZE_ALIASES_OUTPUT, cbn_graph_output(p->g), NULL);
     out->array = h;
     return CBN_OK;
 }
@@ -69,9 +72,8 @@ static cbn_status read_constant(planner *p, const cbn_value *v, constant *out, r
     }
     cbn_host h;
     bool is_array = false;
-    const char *path = cbn_graph_str(p->g, n->target.u.str, NULL);
     cbn_graph_lock(p->g);
-    cbn_status status = p->vt->resolve(p->f->root, path, &h, p->f->err);
+    cbn_status status = cbn_freeze_resolve(p->f, id, &h);
     if (status == CBN_OK && h != NULL) status = p->vt->array(h, &out->info, &is_array, p->f->err);
     cbn_graph_unlock(p->g);
     if (status != CBN_OK) return status;
@@ -351,8 +353,7 @@ static cbn_status replace(planner *p, cbn_node_id id, cbn_node_id x, const chain
     if (c->last != id) {
         const cbn_node_id before = cbn_graph_next(g, c->last);
         if (cbn_graph_node(g, id)->tensor == NULL && cbn_graph_node(g, c->last)->tensor != NULL) {
-            const cbn_tensor_meta shape = *cbn_graph_node(g, c->last)->tensor;
-            CBN_TRY(cbn_graph_set_tensor(g, id, &shape, err));
+            CBN_TRY(cbn_graph_set_tensor(g, id, cbn_graph_node(g, c->last)->tensor, err));
         }
         const cbn_host meta = cbn_graph_node(g, c->last)->meta;
         if (meta != NULL) cbn_graph_set_meta(g, id, meta);
@@ -395,13 +396,10 @@ static cbn_status plan_call(planner *p, cbn_node_id id) {
 
 /* A module that is a layer, but not a prepared one. */
 static cbn_status look_at_module(planner *p, cbn_node_id id) {
-    const cbn_node *n = cbn_graph_node(p->g, id);
-    cbn_host module = NULL;
+    cbn_host module;
     cbn_module_info info;
-    if (p->f->root == NULL) return CBN_OK;
-    const char *path = cbn_graph_str(p->g, n->target.u.str, NULL);
     cbn_graph_lock(p->g);
-    cbn_status status = p->vt->resolve(p->f->root, path, &module, p->f->err);
+    cbn_status status = cbn_freeze_resolve(p->f, id, &module);
     if (status == CBN_OK && module != NULL) status = p->vt->module(module, &info, p->f->err);
     cbn_graph_unlock(p->g);
     if (status != CBN_OK || module == NULL) return status;

@@ -29,6 +29,8 @@ CBN_NODISCARD cbn_status cbn_pass_fuse_plan(cbn_graph *g, const cbn_pass_host *h
                                             cbn_error *err);
 /* Dead code: removes nodes without users, last to first, that cbn_node_impure does not protect. */
 CBN_NODISCARD cbn_status cbn_pass_dce(cbn_graph *g, cbn_host root, uint32_t *removed, cbn_error *err);
+/* The same as a step of freezing: a row for each node that went, but for those that only read an attribute. */
+CBN_NODISCARD cbn_status cbn_pass_dead(cbn_freeze *f);
 
 /* ---- steps of freezing: freeze.h says what they have in common --------------------------------------------------- */
 /* aten.view.default, aten._unsafe_view.default and the method view become reshape, in place, where nobody can tell a

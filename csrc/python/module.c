@@ -44,7 +44,7 @@ static int module_exec(PyObject *module) {
     PyMethodDef *const tables[] = {
         cbn_conv_methods,  cbn_fold_methods,   cbn_nnops_methods,  cbn_config_methods, cbn_plan_module_methods,
         cbn_match_methods, cbn_passes_methods, cbn_freeze_methods,
-        cbn_pass_plans_methods,
+        cbn_pass_plans_methods, cbn_constants_methods, cbn_lower_methods,
         cbn_pass_fold_layers_methods, cbn_pass_params_methods,
         cbn_pass_constant_fold_methods,
         cbn_pass_cse_methods,
@@ -60,7 +60,7 @@ static int module_exec(PyObject *module) {
     if (state->plan_type == NULL || PyModule_AddType(module, (PyTypeObject *)state->plan_type) < 0) return -1;
     if (cbn_pool_init() < 0 || cbn_py_ops_init(module) < 0) return -1;
     if (cbn_py_graph_types(module) < 0) return -1;
-    if (cbn_py_exec_init(module) < 0) return -1;
+    if (cbn_py_exec_init(module) < 0 || cbn_py_constants_init(module) < 0) return -1;
     if (add_submodule(module) < 0) return -1;
 
     /* Settings of the environment that could not be understood are used by nobody, so somebody must say so. */

@@ -49,6 +49,15 @@ static PyObject *of_node(PyObject *graph, const cbn_effects *e, PyObject *questi
     return PyBool_FromLong(ask(e, id));
 }
 
+static PyObject *returned(PyObject *graph, const cbn_effects *e, PyObject *question) {
+    PyObject *value = PyTuple_GET_SIZE(question) == 1 ? PyTuple_GET_ITEM(question, 0) : NULL;
+    if (value == NULL || !PyArray_Check(value)) return of_node(graph, e, question, cbn_effects_returned);
+    cbn_error err;
+    bool found;
+    const cbn_status status = cbn_effects_array_returned(e, value, &found, &err);
+    return status == CBN_OK ? PyBool_FromLong(found) : cbn_py_graph_raise(graph, status, &err);
+}
+
 static PyObject *answer(PyObject *graph, const cbn_effects *e, PyObject *question) {
     if (!PyTuple_Check(question) || PyTuple_GET_SIZE(question) == 0) {
         PyErr_SetString(PyExc_TypeError, "questions: expected tuples (kind, ...)");
@@ -62,7 +71,7 @@ static PyObject *answer(PyObject *graph, const cbn_effects *e, PyObject *questio
     PyObject *result = kind == 0   ? writer(graph, e, rest)
                        : kind == 1 ? alias(graph, e, rest)
                        : kind == 2 ? of_node(graph, e, rest, cbn_effects_written)
-                       : kind == 3 ? of_node(graph, e, rest, cbn_effects_returned)
+                       : kind == 3 ? returned(graph, e, rest)
                                    : of_node(graph, e, rest, cbn_effects_outside);
     Py_DECREF(rest);
     return result;

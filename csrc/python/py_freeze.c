@@ -2,21 +2,68 @@
 /* Steps of freezing: how they run, and their rows as tuples. pyconvbn/freeze_report.py makes objects of them. */
 #include "python/py_freeze.h"
 
+#include "graph/passes.h"
 #include "python/py_host_hold.h"
 #include "python/py_numpy.h"
 #include "python/py_passes.h"
 
-static PyObject *row_tuple(const cbn_graph *g, const cbn_freeze_row *r) {
-    const char *hint = r->hint != NULL ? r->hint : cbn_freeze_reason_hint(r->reason);
-    return Py_BuildValue("(sNssNsN)", cbn_freeze_step_name(r->step), cbn_py_str_or_none(g, r->node),
-                         r->reason == CBN_FREEZE_OK ? "done" : "kept", cbn_freeze_reason_name(r->reason),
-                         cbn_py_str_or_none(g, r->blocking), hint, cbn_py_str_or_none(g, r->into));
+/* Texts that rows share, made once. */
+static struct {
+    PyObject *steps[CBN_STEP_COUNT], *reasons[CBN_FREEZE_REASON_COUNT], *hints[CBN_FREEZE_REASON_COUNT], *done, *kept;
+} words;
+
+static PyTypeObject *row_class; /* freeze_report.FreezeRow; NULL: tuple */
+
+/* A new reference to the str of a static text. */
+static PyObject *word(PyObject **slot, const char *text) {
+    if (*slot == NULL) *slot = PyUnicode_InternFromString(text);
+    return Py_XNewRef(*slot);
+}
+
+/* freeze_row_class(cls): rows are instances of this class from now on */
+static PyObject *freeze_row_class(PyObject *self, PyObject *cls) {
+    (void)self;
+    PyTypeObject *type = (PyTypeObject *)cls;
+    if (!PyType_Check(cls) || !PyType_IsSubtype(type, &PyTuple_Type) ||
+        type->tp_basicsize != PyTuple_Type.tp_basicsize || type->tp_itemsize != PyTuple_Type.tp_itemsize) {
+        PyErr_SetString(PyExc_TypeError, "cls: expected a class of tuples without attributes of their own");
+        return NULL;
+    }
+    Py_XSETREF(row_class, (PyTypeObject *)Py_NewRef(cls));
+    Py_RETURN_NONE;
+}
+
+/* There may be a hundred thousand: the object is made here, without a call of its class. */
+PyObject *cbn_py_freeze_row(const cbn_graph *g, const cbn_freeze_row *r) {
+    enum { FIELDS = 7 };
+    PyObject *row = row_class == NULL ? PyTuple_New(FIELDS) : row_class->tp_alloc(row_class, FIELDS);
+    if (row == NULL) return NULL;
+    const bool done = r->reason == CBN_FREEZE_OK;
+    PyObject *const fields[FIELDS] = {
+        word(&words.steps[r->step], cbn_freeze_step_name(r->step)),
+        cbn_py_str_or_none(g, r->node),
+        word(done ? &words.done : &words.kept, done ? "done" : "kept"),
+        word(&words.reasons[r->reason], cbn_freeze_reason_name(r->reason)),
+        cbn_py_str_or_none(g, r->blocking),
+        r->hint != NULL ? PyUnicode_FromString(r->hint)
+                        : word(&words.hints[r->reason], cbn_freeze_reason_hint(r->reason)),
+        cbn_py_str_or_none(g, r->into),
+    };
+    for (int i = 0; i < FIELDS; i++) {
+        PyTuple_SET_ITEM(row, i, fields[i]);
+        if (fields[i] == NULL) Py_CLEAR(row);
+        if (row != NULL) continue;
+        while (++i < FIELDS) Py_XDECREF(fields[i]);
+        return NULL;
+    }
+    PyObject_GC_UnTrack(row); /* texts only: never part of a cycle, nothing for the collector to look at */
+    return row;
 }
 
 static PyObject *rows_list(const cbn_freeze *f) {
     PyObject *list = PyList_New(f->report.count);
     for (uint32_t i = 0; list != NULL && i < f->report.count; i++) {
-        PyObject *row = row_tuple(f->g, &f->report.rows[i]);
+        PyObject *row = cbn_py_freeze_row(f->g, &f->report.rows[i]);
         if (row == NULL) Py_CLEAR(list);
         else PyList_SET_ITEM(list, i, row);
     }
@@ -71,6 +118,18 @@ static PyObject *freeze_steps(PyObject *self, PyObject *unused) {
     return all;
 }
 
+static cbn_status dead_step(cbn_freeze *f, void *arg) {
+    (void)arg;
+    return cbn_pass_dead(f);
+}
+
+/* freeze_dead(graph, root) -> (nodes removed that did more than read an attribute, rows) */
+static PyObject *freeze_dead(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
+    (void)self;
+    if (!cbn_py_nargs("freeze_dead", nargs, 2)) return NULL;
+    return cbn_py_step_run(args[0], args[1], dead_step, NULL);
+}
+
 static bool has_array(const cbn_value *v) {
     if (v->tag == CBN_V_HOST) return PyArray_Check((PyObject *)v->u.host);
     if (!cbn_value_is_seq(v)) return false;
@@ -110,6 +169,9 @@ static PyObject *freeze_literals(PyObject *self, PyObject *graph) {
 
 PyMethodDef cbn_freeze_methods[] = {
     {"freeze_literals", freeze_literals, METH_O, "freeze_literals(graph) -> nodes with arrays among their arguments"},
+    {"freeze_dead", (PyCFunction)(void (*)(void))freeze_dead, METH_FASTCALL,
+     "freeze_dead(graph, root) -> (nodes removed, rows)"},
+    {"freeze_row_class", freeze_row_class, METH_O, "freeze_row_class(cls): the class of rows"},
     {"freeze_reasons", freeze_reasons, METH_NOARGS, "freeze_reasons() -> ((code, hint), ...)"},
     {"freeze_steps", freeze_steps, METH_NOARGS, "freeze_steps() -> (step, ...)"},
     {0},

@@ -15,8 +15,8 @@
 typedef struct weights_maker {
     PyObject *helper;
     PyObject *parameter; /* class nn.Parameter */
-    PyObject *names;     /* of the constants, by slot: also keeps their texts */
-    PyObject *hints;     /* texts of rows */
+    PyObject *constants; /* the helper's: a ConstantStore, or None where nothing is made */
+    PyObject *names, *hints; /* of the constants, by slot: also keeps their texts; texts of rows */
     PyObject *folded;    /* what was folded with BatchNorm: key of the arrays -> (weight slot, bias slot) */
     PyObject *fold_rows;
     PyObject *batched; /* set of names of layers */
@@ -156,13 +156,12 @@ static bool ask_helper(weights_maker *m, PyObject *answer, cbn_folded *out) {
 /* A read-only array that becomes an attribute. */
 static bool add_constant(weights_maker *m, PyArrayObject *array, cbn_folded_constant *out) {
     PyArray_CLEARFLAGS(array, NPY_ARRAY_WRITEABLE);
-    PyObject *name = PyObject_CallMethod(m->helper, "add", "O", array);
+    PyObject *name = cbn_py_constant_add(m->constants, (PyObject *)array);
     if (name == NULL) return false;
     out->is_new = true;
     out->slot = (uint32_t)PyList_GET_SIZE(m->names);
-    out->name = PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
+    out->name = PyUnicode_AsUTF8(name);
     const bool ok = out->name != NULL && PyList_Append(m->names, name) == 0;
-    if (!ok && !PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "helper: expected a name");
     Py_DECREF(name);
     return ok;
 }
@@ -409,6 +408,7 @@ static cbn_status fold_arith(void *arg, const cbn_arith *how, cbn_folded *out, c
 
 static void maker_free(weights_maker *m) {
     Py_XDECREF(m->parameter);
+    Py_XDECREF(m->constants);
     Py_XDECREF(m->names);
     Py_XDECREF(m->hints);
     Py_XDECREF(m->folded);
@@ -420,10 +420,10 @@ static bool maker_init(weights_maker *m, PyObject *helper) {
     *m = (weights_maker){.helper = helper, .names = PyList_New(0), .hints = PyList_New(0), .folded = PyDict_New(),
                          .batched = PySet_New(NULL)};
     m->parameter = PyObject_GetAttrString(helper, "parameter");
+    if (m->parameter != NULL) m->constants = PyObject_GetAttrString(helper, "constants");
     m->host = (cbn_fold_layers_host){.arg = m, .operand = read_operand, .bn = fold_bn, .arith = fold_arith,
                                      .drop = drop, .batched = note_batched, .finite = cbn_py_coefficients_finite};
-    return m->names != NULL && m->hints != NULL && m->folded != NULL && m->batched != NULL &&
-           m->parameter != NULL;
+    return m->names != NULL && m->hints != NULL && m->folded != NULL && m->batched != NULL && m->constants != NULL;
 }
 
 static cbn_status fold_step(cbn_freeze *f, void *arg) {

@@ -26,11 +26,7 @@ static PyObject *constant_name(const maker *m, PyObject *array) {
     PyObject *key = PyLong_FromVoidPtr(array), *name = NULL;
     if (key != NULL) name = Py_XNewRef(PyDict_GetItemWithError(m->names, key));
     if (name == NULL && !PyErr_Occurred()) {
-        name = PyObject_CallMethod(m->constants, "add", "O", array);
-        if (name != NULL && !PyUnicode_Check(name)) {
-            PyErr_Format(PyExc_TypeError, "add: expected a str, got %.200s", Py_TYPE(name)->tp_name);
-            Py_CLEAR(name);
-        }
+        name = cbn_py_constant_add(m->constants, array);
         if (name != NULL && PyDict_SetItem(m->names, key, name) < 0) Py_CLEAR(name);
     }
     Py_XDECREF(key);

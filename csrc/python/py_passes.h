@@ -18,4 +18,7 @@ cbn_status cbn_py_coefficients_finite(const cbn_host bn[4], double eps, cbn_host
 /* The rows of a FoldReport as a list of tuples, a new reference. */
 PyObject *cbn_py_fold_rows(const cbn_graph *g, const cbn_fold_report *report);
 extern PyMethodDef cbn_pass_plans_methods[];
+extern PyMethodDef cbn_constants_methods[]; /* constant_names, constants_unused */
+extern PyMethodDef cbn_lower_methods[]; /* lower_layer */
+int cbn_py_constants_init(PyObject *module); /* class ConstantStore */
 #endif

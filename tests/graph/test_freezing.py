@@ -423,10 +423,11 @@ def test_a_failure_leaves_everything(rng: np.random.Generator, monkeypatch: pyte
         raise KeyboardInterrupt
 
     steps = [
-        (freezing, name) for name in ("lower_modules", "fold_layers", "prepare_layers", "record_strides", "merge_folds")
+        (freezing, name) for name in ("lower_modules", "fold_layers", "prepare_layers", "needs_strides", "merge_folds",
+                                      "_remove_dead")
     ] + [
         (passes, name) for name in ("view_to_reshape", "replace_params_with_constants", "cse", "constant_fold",
-                                    "concat_matmuls", "enforce_as_strided_input_layout", "enforce_output_layout", "dce")
+                                    "concat_matmuls", "enforce_as_strided_input_layout", "enforce_output_layout")
     ]
     for module, name in steps:
         with monkeypatch.context() as patch:

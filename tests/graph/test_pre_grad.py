@@ -57,8 +57,10 @@ def test_the_pass_itself_always_runs(freezing: bool) -> None:
 
 
 def test_all_passes_are_in_the_table() -> None:
-    assert set(passes.PASSES) == {"efficient_conv_bn_eval", "fuse_conv_bn", "dce", "pre_grad"}
+    assert {"efficient_conv_bn_eval", "fuse_conv_bn", "dce", "pre_grad", "prepare_layers"} < set(passes.PASSES)
+    assert set(passes.PASSES) == set(passes.__all__) - {"PASSES", "ParamMetadata"}
     assert all(passes.PASSES[name] is getattr(passes, name) for name in passes.PASSES)
+    assert all(f"| `{name}(gm" in str(passes.__doc__) for name in passes.PASSES)
 
 
 class Dead(nn.Module):
