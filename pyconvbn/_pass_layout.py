@@ -80,14 +80,38 @@ def _without_writes(gm: Any, inputs: Sequence[Any]) -> tuple[Any, list[Any]]:
     nodes = [*places, *graph._find("get_attr", None), *graph._find("call_module", None)]
     stored = [(v, as_ndarray(v, "array")) for v in gm.state_dict(keep_vars=True).values() if v is not None]
     questions = [("written", node) for node in nodes] + [("writer", array, None, None) for _, array in stored]
-    answers = _core.graph_effects(graph, gm, questions)
+    literals = _literals(graph)
+    answers = _core.graph_effects(graph, gm, questions + [("writer", array, None, None) for array in literals])
     memories: dict[int, Any] = {}
+    if literals:
+        written = any(answer is not None for answer in answers[len(questions) :])
+        del answers[len(questions) :]
+        if written:
+            from ._pass_fuse import _copy
+
+            return _copy(gm), [_copied(v, memories) for v in inputs]
     # Arguments and placeholders need not pair off (*args): if one is written, all are copied.
     arguments = [_copied(v, memories) if any(answers[: len(places)]) else v for v in inputs]
     if not any(answers[len(places) :]):
         return gm, arguments
     memo = {id(v): v for (v, _), writer in zip(stored, answers[len(nodes) :], strict=True) if writer is None}
     return copy.deepcopy(gm, memo), arguments
+
+
+def _literals(graph: Any) -> list[Any]:
+    """The arrays that stand in arguments."""
+    from .fx.node import map_aggregate
+
+    found: dict[int, Any] = {}
+
+    def collect(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            found[id(value)] = value
+        return value
+
+    for node in _core.freeze_literals(graph):
+        map_aggregate((node.args, node.kwargs), collect)
+    return list(found.values())
 
 
 def record_strides(gm: GraphModule, inputs: Sequence[Any]) -> None:

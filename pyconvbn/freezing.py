@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ def _freeze(gm: GraphModule, example_inputs: Any, discard: bool) -> tuple[GraphM
     object.__setattr__(frozen, "training", False)
     if "report" in frozen.__dict__:
         raise ValueError("gm: its attribute 'report' would hide the report of freezing; rename it")
-    folds = merge_folds(before, folds, rows)
+    folds = _by_node(merge_folds(before, folds, rows), frozen)
     if discard:  # last, since it cannot be taken back
         keep = [*_shared_arrays(frozen)]
         module = gm._traced_module()
@@ -125,6 +126,20 @@ def _freeze(gm: GraphModule, example_inputs: Any, discard: bool) -> tuple[GraphM
         rows += discard_traced_gm_params(gm, keep=keep)
     frozen.__dict__["report"] = FreezeReport(rows, folds)
     return frozen, preserved
+
+
+def _by_node(folds: FoldReport, frozen: GraphModule) -> FoldReport:
+    """`new_node` of each row as a node of the frozen graph: steps name the constant or the layer that a node became."""
+    graph = frozen.graph
+    names = {node.name for node in graph.nodes}
+    if all(row.new_node is None or row.new_node in names for row in folds):
+        return folds
+    nodes = [*graph._find("get_attr", None), *graph._find("call_module", None)]
+    targets = {str(node.target): node.name for node in nodes}
+    return FoldReport(
+        row if row.new_node is None or row.new_node in names else replace(row, new_node=targets.get(row.new_node))
+        for row in folds
+    )
 
 
 # ---- what the graph is called with -----------------------------------------------------------------------------------

@@ -1,6 +1,27 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "graph/passes.h"
 
+/* Must this node stay though nobody uses its value? As cbn_node_impure says, and besides whatever nobody knows: a callable
+ * or a module that is not in the tables may write what it is given, or memory of its own. */
+static cbn_status stays(cbn_graph *g, cbn_node_id id, cbn_host root, bool *out, cbn_error *err) {
+    CBN_TRY(cbn_node_impure(g, id, root, out, err));
+    const cbn_node *node = cbn_graph_node(g, id);
+    if (*out || node->op == CBN_NODE_GET_ATTR) return CBN_OK;
+    if (node->op != CBN_NODE_CALL_MODULE) {
+        *out = node->opcode == 0;
+        return CBN_OK;
+    }
+    if (root == NULL || node->target.tag != CBN_V_STR) return CBN_OK;
+    const cbn_host_vtable *host = cbn_graph_host(g);
+    cbn_host module;
+    CBN_TRY(host->resolve(root, cbn_graph_str(g, node->target.u.str, NULL), &module, err));
+    if (module == NULL) return CBN_OK;
+    cbn_module_info info;
+    CBN_TRY(host->module(module, &info, err));
+    *out = !info.pure;
+    return CBN_OK;
+}
+
 /* cbn_graph_dce cannot see modules: whether a call of one must stay is asked here, with the owning module at hand.
  * f: gets a row for each call that goes, the last one of the graph first; NULL: nobody asks. */
 static cbn_status sweep(cbn_graph *g, cbn_host root, cbn_graph_iter *it, cbn_freeze *f, uint32_t *removed,
@@ -10,7 +31,7 @@ static cbn_status sweep(cbn_graph *g, cbn_host root, cbn_graph_iter *it, cbn_fre
         if (cbn_graph_node(g, id)->n_users != 0) continue;
         bool impure = true;
         cbn_graph_lock(g); /* host code may run */
-        const cbn_status status = cbn_node_impure(g, id, root, &impure, err);
+        const cbn_status status = stays(g, id, root, &impure, err);
         cbn_graph_unlock(g);
         if (status != CBN_OK) return status;
         if (impure) continue;

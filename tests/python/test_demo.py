@@ -306,10 +306,10 @@ def test_page_shows_what_its_cells_give(result, tmp_path):
     balance = _Balance()
     balance.feed(page)
     assert balance.open == []
-    assert page.count("<svg") == 1 and ">before<" in page and ">after<" in page
+    assert page.count("<svg") == 2 and ">before<" in page and ">after<" in page
     assert "10 BatchNorms: 9 folded, 1 kept" in page and "NOT_CONV" in page
     assert "verify: same up to rounding" in page
-    assert "99.16% right before, 99.16% after" in page
+    assert "99.16% right before, 99.16% folded, 99.16% frozen" in page
     assert "src=" not in page and "href=" not in page  # one file, nothing to fetch
 
 
