@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "graph/passes.h"
 
-/* Must this node stay though nobody uses its value? As cbn_node_impure says, and besides whatever nobody knows: a callable
- * or a module that is not in the tables may write what it is given, or memory of its own. */
+/* Must this node stay though nobody uses its value? As cbn_node_impure says, and besides whatever nobody knows: a
+ * callable or a module that is not in the tables may write what it is given, or memory of its own. */
 static cbn_status stays(cbn_graph *g, cbn_node_id id, cbn_host root, bool *out, cbn_error *err) {
     CBN_TRY(cbn_node_impure(g, id, root, out, err));
     const cbn_node *node = cbn_graph_node(g, id);
@@ -24,14 +24,15 @@ static cbn_status stays(cbn_graph *g, cbn_node_id id, cbn_host root, bool *out, 
 
 /* cbn_graph_dce cannot see modules: whether a call of one must stay is asked here, with the owning module at hand.
  * f: gets a row for each call that goes, the last one of the graph first; NULL: nobody asks. */
-static cbn_status sweep(cbn_graph *g, cbn_host root, cbn_graph_iter *it, cbn_freeze *f, uint32_t *removed,
-                        cbn_error *err) {
+static cbn_status sweep(cbn_graph *g, cbn_host root, bool keep_unknown, cbn_graph_iter *it, cbn_freeze *f,
+                        uint32_t *removed, cbn_error *err) {
     cbn_node_id id;
     while ((id = cbn_graph_iter_next(it)) != 0) {
         if (cbn_graph_node(g, id)->n_users != 0) continue;
         bool impure = true;
         cbn_graph_lock(g); /* host code may run */
-        const cbn_status status = stays(g, id, root, &impure, err);
+        const cbn_status status =
+            keep_unknown ? stays(g, id, root, &impure, err) : cbn_node_impure(g, id, root, &impure, err);
         cbn_graph_unlock(g);
         if (status != CBN_OK) return status;
         if (impure) continue;
@@ -44,13 +45,13 @@ static cbn_status sweep(cbn_graph *g, cbn_host root, cbn_graph_iter *it, cbn_fre
     return CBN_OK;
 }
 
-cbn_status cbn_pass_dce(cbn_graph *g, cbn_host root, uint32_t *removed, cbn_error *err) {
+cbn_status cbn_pass_dce(cbn_graph *g, cbn_host root, bool keep_unknown, uint32_t *removed, cbn_error *err) {
     *removed = 0;
     cbn_graph_snapshot *snapshot;
     CBN_TRY(cbn_graph_snapshot_take(g, &snapshot, err));
     cbn_graph_iter it = {0};
     cbn_graph_iter_begin(g, true, &it);
-    const cbn_status status = sweep(g, root, &it, NULL, removed, err);
+    const cbn_status status = sweep(g, root, keep_unknown, &it, NULL, removed, err);
     cbn_graph_iter_end(&it);
     if (status == CBN_OK) {
         cbn_graph_snapshot_drop(g, snapshot);
@@ -65,7 +66,7 @@ cbn_status cbn_pass_dead(cbn_freeze *f) {
     uint32_t removed = 0;
     cbn_graph_iter it = {0};
     cbn_graph_iter_begin(f->g, true, &it);
-    const cbn_status status = sweep(f->g, f->root, &it, f, &removed, f->err);
+    const cbn_status status = sweep(f->g, f->root, true, &it, f, &removed, f->err);
     cbn_graph_iter_end(&it);
     cbn_freeze_row *const rows = f->report.rows;
     for (uint32_t i = 0, j = f->report.count; i + 1 < j; i++) { /* in the order of the graph */

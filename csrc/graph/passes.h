@@ -27,8 +27,10 @@ CBN_NODISCARD cbn_status cbn_pass_efficient(cbn_graph *g, const cbn_pass_host *h
  * pairs to fold; the host makes the weights and then edits the graph. */
 CBN_NODISCARD cbn_status cbn_pass_fuse_plan(cbn_graph *g, const cbn_pass_host *host, cbn_fold_report *report,
                                             cbn_error *err);
-/* Dead code: removes nodes without users, last to first, that cbn_node_impure does not protect. */
-CBN_NODISCARD cbn_status cbn_pass_dce(cbn_graph *g, cbn_host root, uint32_t *removed, cbn_error *err);
+/* Dead code: removes nodes without users, last to first, that cbn_node_impure does not protect;
+ * keep_unknown: nor calls of what is not in the tables, which may write (torch.fx removes them). */
+CBN_NODISCARD cbn_status cbn_pass_dce(cbn_graph *g, cbn_host root, bool keep_unknown, uint32_t *removed,
+                                     cbn_error *err);
 /* The same as a step of freezing: a row for each node that went, but for those that only read an attribute. */
 CBN_NODISCARD cbn_status cbn_pass_dead(cbn_freeze *f);
 

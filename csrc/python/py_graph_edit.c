@@ -216,7 +216,7 @@ static PyObject *dce(cbn_graph_object *self, PyObject *unused) {
     uint32_t removed = 0;
     PyObject *owner = cbn_py_graph_owner(self);
     cbn_py_host_hold_begin();
-    const cbn_status status = cbn_pass_dce(self->graph, owner, &removed, &err);
+    const cbn_status status = cbn_pass_dce(self->graph, owner, false, &removed, &err);
     cbn_py_host_hold_end();
     if (status != CBN_OK) cbn_py_raise(status, &err);
     Py_XDECREF(owner);

@@ -240,7 +240,7 @@ static PyObject *pass_dce(PyObject *self, PyObject *const *args, Py_ssize_t narg
     cbn_error err = {0};
     cbn_graph_retain(g);
     cbn_py_host_hold_begin();
-    const cbn_status status = cbn_pass_dce(g, root_of(args[1]), &removed, &err);
+    const cbn_status status = cbn_pass_dce(g, root_of(args[1]), true, &removed, &err);
     cbn_py_host_hold_end();
     PyObject *result = NULL;
     if (status == CBN_OK) {

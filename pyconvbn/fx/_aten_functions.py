@@ -39,6 +39,8 @@ def _getitem(to, node, value, index):
             dim += 1
         elif isinstance(part, slice):
             if part != slice(None):
+                if isinstance(part.step, int) and part.step < 0:
+                    raise NoLowering("a slice with a negative step")
                 end = _LAST if part.stop is None else part.stop
                 steps.append(("slice.Tensor", dim, part.start, end, 1 if part.step is None else part.step))
             dim += 1

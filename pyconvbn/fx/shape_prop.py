@@ -14,7 +14,7 @@ import numpy as np
 from .. import _core, nn
 from .._modules import read_conv, transposed_output_padding
 from .graph_module import GraphModule, resolve
-from .node import Node, map_arg
+from .node import Node, map_aggregate, map_arg
 
 __all__ = ["TensorMeta", "shape_prop"]
 
@@ -176,8 +176,8 @@ class _Propagation:
 
     # -- everything else --
     def by_running(self, node: Node) -> Any:
-        args = map_arg(node.args, self.value)
-        kwargs = map_arg(node.kwargs, self.value)
+        args = map_aggregate(node.args, self.argument)
+        kwargs = map_aggregate(node.kwargs, self.argument)
         call: Callable[..., Any]
         if node.op == "call_method":
             call, args = getattr(args[0], str(node.target)), args[1:]
@@ -191,6 +191,12 @@ class _Propagation:
         with np.errstate(all="ignore"):
             value = call(*args, **kwargs)
         return _meta_of(value) if _is_array(value) else value
+
+    def argument(self, leaf: Any) -> Any:
+        """What a leaf of the arguments is called with: an array that stands there may be written, so a copy of it."""
+        if isinstance(leaf, Node):
+            return self.value(leaf)
+        return np.array(leaf) if isinstance(leaf, np.ndarray) else leaf
 
     def value(self, node: Node) -> Any:
         found = self.found[node]
