@@ -154,7 +154,7 @@ def test_failed_verification_is_exit_code_1():
 def test_page(tmp_path):
     path = tmp_path / "demo.html"
     assert str(path) in run(*DEMO, "--html", str(path)).stdout
-    assert path.read_text(encoding="utf-8").count("<svg") == 1
+    assert path.read_text(encoding="utf-8").count("<svg") == 2
     assert "is a folder" in run("demo", "--html", str(tmp_path), code=2).stderr
 
 
